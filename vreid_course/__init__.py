@@ -1,0 +1,1 @@
+"""Shared building blocks of the course on video person re-identification."""

@@ -1,0 +1,1 @@
+"""Reading MARS, drawing mini-MARS."""

@@ -30,10 +30,9 @@ def read_frame(path: Path) -> np.ndarray:
             return np.asarray(picture.convert("RGB"))
     except FileNotFoundError:
         fault = "no such frame"
-    except (OSError, SyntaxError) as error:
-        size = path.stat().st_size if path.is_file() else 0
-        fault = f"not a whole JPEG ({error})" if size else "an empty frame"
-        fault = fault.replace(f" {str(path)!r}", " it")
+    except (OSError, SyntaxError, ValueError) as error:
+        empty = path.is_file() and path.stat().st_size == 0
+        fault = "an empty frame" if empty else f"not a whole JPEG ({type(error).__name__})"
     raise MarsError(f"{path}: {fault}: copy it again, or read with skip_bad=True")
 
 

@@ -1,0 +1,269 @@
+"""Check a set in MARS layout, cut a smaller one out of it, convert iLIDS-VID and PRID-2011."""
+
+import os
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from vreid_course.data.attributes import FILE, Attributes, read_attributes, write_attributes
+from vreid_course.data.mars import (
+    PARTS,
+    Mars,
+    MarsError,
+    Split,
+    frame_names,
+    read_frame,
+    read_mars,
+    read_query,
+    read_split,
+    write_info,
+)
+
+MOST_FAULTS = 10
+SOURCES = (  # folder, its cameras, highest person number and fewest frames that are taken
+    ("sequences", ("cam1", "cam2"), 9999, 1),  # iLIDS-VID
+    ("multi_shot", ("cam_a", "cam_b"), 200, 27),  # PRID-2011
+)
+
+
+@contextmanager
+def building(out: str | Path) -> Iterator[Path]:
+    """A folder to build a set in; it becomes `out` at the end, and is removed on any error.
+
+    MarsError if `out` holds something already or cannot be written.
+    """
+    out = Path(out).expanduser().resolve()
+    part = out.with_name(out.name + ".part")
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise MarsError(f"{out}: is there already: name a new folder")
+        part.mkdir(parents=True)
+    except FileExistsError:
+        fault = "left by a run that was killed, or in use by another: delete it and try again"
+        raise MarsError(f"{part}: {fault}") from None
+    except OSError as error:
+        raise MarsError(f"{out}: cannot be made ({error.strerror}): name another folder") from error
+    try:
+        yield part
+        if out.exists():
+            out.rmdir()
+        part.rename(out)
+    except OSError as error:
+        raise MarsError(f"{out}: not written ({error}): mend that and start again") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def check(root: str | Path, frames: bool = False) -> list[str]:
+    """Print the counts of a set, or its first faults (at most 10, which are returned too).
+
+    Verifies the index and that every frame file is there; `frames` opens every frame as well.
+    """
+    root = Path(root).expanduser()
+    faults, splits = [], []
+    for part in PARTS:
+        try:
+            splits.append(read_split(root, part))
+        except MarsError as error:
+            faults.append(str(error))
+    if len(splits) == 2:
+        try:
+            mars = Mars(root, *splits, read_query(root, splits[1]))
+            if len(both := np.intersect1d(mars.train.pids, mars.test.pids)):
+                faults.append(f"{root}: identities {both[:5]} stand in train and in test: renumber")
+        except MarsError as error:
+            faults.append(str(error))
+    for split in splits:
+        faults += _bad_frames(split) if frames else _missing_frames(split)
+    faults = list(dict.fromkeys(faults))[:MOST_FAULTS]
+    print("\n".join([f"fault: {fault}" for fault in faults]) if faults else counts(mars))
+    return faults
+
+
+def _missing_frames(split: Split) -> list[str]:
+    """One line for each of the first frames that are not in their folder."""
+    folders = [split.folder / name for name in np.unique(split.names.astype("U4"))]
+    there = {
+        name
+        for folder in tqdm(folders, desc=split.folder.name, unit="folder", delay=1)
+        if folder.is_dir()
+        for name in os.listdir(folder)
+        if name.startswith(folder.name)
+    }
+    missing = [name for name in split.names.tolist() if name not in there][:MOST_FAULTS]
+    return [f"{split.folder / name[:4] / name}: no such frame: copy it again" for name in missing]
+
+
+def _bad_frames(split: Split) -> list[str]:
+    """One line for each of the first frames that cannot be read, and odd-sized tracklets."""
+
+    def open_all(i: int) -> list[str]:
+        faults, sizes = [], set()
+        for path in split.paths(i):
+            try:
+                sizes.add(read_frame(path).shape)
+            except MarsError as error:
+                faults.append(str(error))
+        if len(sizes) > 1:
+            faults.append(f"{split.folder}: {split.key(i)} has frames of several sizes: resize it")
+        return faults
+
+    faults = []
+    with ThreadPool() as pool:
+        opened = pool.imap(open_all, range(len(split)))
+        for found in tqdm(opened, split.folder.name, len(split), unit="tracklet", delay=1):
+            faults += found
+            if len(faults) >= MOST_FAULTS:
+                break
+    return faults
+
+
+def counts(mars: Mars) -> str:
+    """The table of identities, tracklets, frames, lengths and cameras, as text."""
+    train, test = mars.train, mars.test
+    groups = {
+        "train": (train, train.pids > 0),
+        "test": (test, test.pids > -2),
+        "- people": (test, test.pids > 0),
+        "- distractors": (test, test.pids == 0),
+        "- junk": (test, test.pids == -1),
+        "query": (test, np.isin(np.arange(len(test)), mars.query)),
+    }
+    lines = [
+        f"{'':14}{'ids':>6}{'tracklets':>10}{'frames':>10}   "
+        f"{'min / median / mean / max':26}tracklets of camera 1..6"
+    ]
+    for name, (split, rows) in groups.items():
+        pids, lengths = split.pids[rows], split.lengths[rows]
+        ids = len(np.unique(pids[pids > 0]))
+        line = f"{name:14}{ids or '-':>6}{len(pids):>10}{lengths.sum():>10}"
+        if len(pids):
+            spread = f"{lengths.min()} / {np.median(lengths):g} / {lengths.mean():.2f}"
+            cameras = np.bincount(split.camids[rows], minlength=7)[1:].tolist()
+            line += f"   {f'{spread} / {lengths.max()}':26}{cameras}"
+        lines.append(line)
+    everyone, others = np.arange(len(test)), np.setdiff1d(np.arange(len(test)), mars.query)
+    lines.append(f"{'total frames':30}{train.lengths.sum() + test.lengths.sum():>10}")
+    lines.append(
+        f"queries without a match in another camera: {_unmatched(mars, everyone)};"
+        f" with the queries left out of the gallery: {_unmatched(mars, others)}"
+    )
+    return "\n".join(lines)
+
+
+def _unmatched(mars: Mars, gallery: np.ndarray) -> int:
+    """How many queries find no tracklet of their person from another camera in the gallery."""
+    cameras = defaultdict(set)
+    for row in gallery:
+        cameras[mars.test.pids[row]].add(mars.test.camids[row])
+    return sum(not cameras[mars.test.pids[q]] - {mars.test.camids[q]} for q in mars.query)
+
+
+def subset(src: str | Path, out: str | Path, ids: int, seed: int = 0) -> None:
+    """Cut `ids` people of train and `ids` of test, drawn by the seed, out of a set.
+
+    Junk and distractors are kept in proportion, the annotation is cut likewise, identities keep
+    their numbers. Frames are hard links where the disk allows them, else copies. MarsError if
+    there are fewer people, or if `out` holds something.
+    """
+    mars, rng = read_mars(src), np.random.default_rng(seed)
+    chosen, plan = [], {}
+    for part, split in zip(PARTS, (mars.train, mars.test), strict=True):
+        people = np.unique(split.pids[split.pids > 0])
+        if len(people) and not 1 <= ids <= len(people):
+            raise MarsError(f"{split.folder}: has {len(people)} people: ask for 1..{len(people)}")
+        chosen += rng.permutation(people)[:ids].tolist()
+        rows = [np.flatnonzero(np.isin(split.pids, chosen))]
+        for pid in (-1, 0):
+            others = np.flatnonzero(split.pids == pid)
+            share = np.ceil(len(others) * ids / max(len(people), ids))
+            rows.append(rng.permutation(others)[: int(share)])
+        rows = np.sort(np.concatenate(rows))
+        plan[part] = [[(path, path.name) for path in split.paths(row)] for row in rows]
+    annotation = None
+    if (mars.root / FILE).is_file():
+        annotation = read_attributes(mars.root / FILE)
+        annotation = annotation.select(np.isin(annotation.pids, chosen))
+    query = np.flatnonzero(np.isin(rows, mars.query))
+    _write_set(out, plan, query, _link, annotation)
+
+
+def convert(src: str | Path, out: str | Path, seed: int = 0) -> None:
+    """Turn iLIDS-VID or PRID-2011 (multi-shot) into MARS layout: frames as JPEG of quality 95.
+
+    People of both cameras only; of PRID the usual 178, that is persons 1..200 with at least 27
+    frames in both. The seed sends half of them to train. Queries are the test tracklets of the
+    first camera, so the gallery without queries is the second camera: the usual protocol.
+    """
+    people = _people_of(Path(src).expanduser())
+    order = np.random.default_rng(seed).permutation(sorted(people)).tolist()
+    plan = {}
+    for part, pids in zip(PARTS, (order[: len(order) // 2], order[len(order) // 2 :]), strict=True):
+        plan[part] = [
+            list(zip(paths, frame_names(pid, camid, camid, len(paths)), strict=True))
+            for pid in sorted(pids)
+            for camid, paths in enumerate(people[pid], start=1)
+        ]
+    _write_set(out, plan, np.arange(0, len(plan["test"]), 2), _to_jpeg)
+
+
+def _people_of(src: Path) -> dict[int, list[list[Path]]]:
+    """Person number -> the pictures of the first and of the second camera."""
+    for folder, cameras, last, fewest in SOURCES:
+        for root in (src, src / folder, *src.glob(f"*/{folder}")):
+            if all((root / camera).is_dir() for camera in cameras):
+                people = {}
+                for person in sorted((root / cameras[0]).iterdir()):
+                    number = int(re.sub(r"\D", "", person.name) or 0)
+                    shots = [sorted((root / c / person.name).glob("*.png")) for c in cameras]
+                    if 1 <= number <= last and min(map(len, shots)) >= fewest:
+                        people[number] = shots
+                if len(people) >= 2:
+                    return people
+    raise MarsError(
+        f"{src}: holds neither sequences/cam1 and cam2 (iLIDS-VID) nor multi_shot/cam_a and cam_b"
+        " (PRID-2011) with people in both cameras: name the unpacked folder"
+    )
+
+
+def _write_set(
+    out: str | Path,
+    plan: dict[str, list[list[tuple[Path, str]]]],
+    query: np.ndarray,
+    save: Callable[[Path, Path], None],
+    annotation: Attributes | None = None,
+) -> None:
+    """Build a set from, for each part and tracklet, the source and MARS name of its frames."""
+    with building(out) as new:
+        for part, tracklets in plan.items():
+            for source, name in (pair for pairs in tqdm(tracklets, part) for pair in pairs):
+                folder = new / f"bbox_{part}" / name[:4]
+                folder.mkdir(parents=True, exist_ok=True)
+                save(source, folder / name)
+        names = [[[name for _, name in pairs] for pairs in plan[part]] for part in PARTS]
+        write_info(new, *names, query=query)
+        if annotation is not None:
+            write_attributes(new / FILE, annotation)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or a disk without links
+        shutil.copyfile(source, target)
+
+
+def _to_jpeg(source: Path, target: Path) -> None:
+    try:
+        picture = Image.open(source).convert("RGB")
+    except OSError as error:
+        raise MarsError(f"{source}: not a whole picture ({error}): unpack it again") from error
+    picture.save(target, quality=95)

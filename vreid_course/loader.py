@@ -1,0 +1,199 @@
+"""From JPEG frames to batches of clips that never keep the model waiting.
+
+A frame is uint8 from its file to the batch; only the batch becomes float, on the device of the
+model. Each clip draws from a generator of its own, seeded with (seed, step, place in the batch): so
+batches do not depend on the number of workers or processes, nor on where a run was interrupted.
+"""
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+from torchvision.transforms.v2 import functional as F
+
+from vreid_course.data.mars import MarsError, Split, read_frame
+from vreid_course.sampling import IdentityBatches, Rng, TrackletBatches, batch_rows
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def load_frame(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Decode one JPEG to uint8 (H, W, 3) RGB of `size` (H, W); MarsError names a bad frame."""
+    height, width = size
+    try:
+        with Image.open(path, formats=["JPEG"]) as picture:
+            picture.draft("RGB", (width, height))  # a large frame is decoded at 1/2, 1/4 or 1/8
+            picture = picture.convert("RGB")
+            if picture.size != (width, height):
+                picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+            return np.asarray(picture)
+    except (OSError, SyntaxError, ValueError):
+        read_frame(path)  # says what is wrong with it
+        raise
+
+
+class FrameStore:
+    """The frames of a split at one size; each is decoded once where `memory` bytes hold them all.
+
+    skip_bad: a frame that cannot be read is replaced by the good frame before it (or after it) in
+    the clip, and counted in `skipped`; without it, and where no frame is good, it is a MarsError.
+    """
+
+    def __init__(
+        self, split: Split, size: tuple[int, int], memory: int = 2**30, skip_bad: bool = False
+    ) -> None:
+        self.split, self.size, self.skip_bad, self.skipped = split, tuple(size), skip_bad, 0
+        self.offsets = np.concatenate([[0], np.cumsum(split.lengths)])
+        shape = (int(self.offsets[-1]), *self.size, 3)
+        self.fits = bool(np.prod(shape, dtype=np.int64) <= memory)
+        self.pixels = np.empty(shape if self.fits else (0,), np.uint8)  # pages come when written
+        self.filled = np.zeros(shape[0], bool)
+
+    def read(self, row: int, which: np.ndarray) -> Tensor:
+        """Frames `which` (T,) of tracklet `row`: uint8 (T, 3, H, W) RGB, in memory (T, H, W, 3)."""
+        if not self.fits:
+            frames = np.stack(self._decode(row, which))
+        else:
+            places = self.offsets[row] + which
+            missing = np.unique(which[~self.filled[places]])
+            if len(missing):
+                self.pixels[self.offsets[row] + missing] = self._decode(row, missing)
+                self.filled[self.offsets[row] + missing] = True
+            frames = self.pixels[places]
+        return torch.from_numpy(frames).permute(0, 3, 1, 2)
+
+    def fill(self) -> None:
+        """Decode everything now, so that workers forked from this process share one copy."""
+        for row in range(len(self.split) if self.fits else 0):
+            self.read(row, np.arange(self.split.lengths[row]))
+
+    def _decode(self, row: int, which: np.ndarray) -> list[np.ndarray]:
+        frames: list[np.ndarray | None] = []
+        for path in self.split.paths(row, which):
+            try:
+                frames.append(load_frame(path, self.size))
+            except MarsError as error:
+                if not self.skip_bad:
+                    raise
+                self.skipped, fault = self.skipped + 1, error
+                frames.append(frames[-1] if frames else None)
+        good = next((frame for frame in frames if frame is not None), None)
+        if good is None:
+            raise fault
+        return [good if frame is None else frame for frame in frames]
+
+    def __getstate__(self) -> dict:
+        """A spawned worker gets no pixels: it decodes what it needs."""
+        empty = np.zeros_like(self.filled)
+        return self.__dict__ | {"fits": False, "pixels": np.empty(0, np.uint8), "filled": empty}
+
+
+def augment(clip: Tensor, rng: Rng = None, zoom: float = 1.125, per_frame: bool = False) -> Tensor:
+    """Crop 1/zoom of the height and width and resize it back; in training at random, and flip.
+
+    clip: uint8 (T, 3, H, W); returns the same shape and type. rng: a generator (training), or None
+    (testing: the middle is cropped, nothing is flipped). It is the usual resize to zoom * (H, W)
+    with a crop of (H, W), in one step. One draw for the clip, or per_frame one for each frame.
+    """
+    if per_frame and rng is not None:
+        return torch.cat([augment(frame, rng, zoom) for frame in clip.split(1)])
+    height, width = clip.shape[-2:]
+    h, w = round(height / zoom), round(width / zoom)
+    top, left = (height - h) // 2, (width - w) // 2
+    if rng is not None:
+        top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+    if (h, w) != (height, width):
+        clip = F.resized_crop(clip, top, left, h, w, [height, width], antialias=True)
+    if rng is not None and rng.random() < 0.5:
+        clip = F.horizontal_flip(clip)
+    return clip
+
+
+def normalise(clips: Tensor) -> Tensor:
+    """uint8 (..., 3, H, W) in 0..255 -> float32 with ImageNet's mean and deviation taken out."""
+    mean = torch.tensor(IMAGENET_MEAN, device=clips.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=clips.device).view(3, 1, 1)
+    return clips.float().mul_(1 / (255 * std)).sub_(mean / std)
+
+
+class ClipDataset(Dataset):
+    """Clips of a FrameStore, looked up by (step, place in the batch, tracklet row)."""
+
+    def __init__(
+        self,
+        store: FrameStore,
+        sampler: Callable[[int, Rng], np.ndarray],
+        transform: Callable[[Tensor, Rng], Tensor] = augment,
+        seed: int = 0,
+    ) -> None:
+        self.store, self.sampler, self.transform, self.seed = store, sampler, transform, seed
+        self.labels = np.unique(store.split.pids, return_inverse=True)[1]
+
+    def __getitem__(self, key: tuple[int, int, int]) -> dict:
+        step, place, row = key
+        rng = np.random.default_rng((self.seed, step, place))
+        split = self.store.split
+        which = self.sampler(int(split.lengths[row]), rng)
+        clip = self.transform(self.store.read(row, which), rng)
+        return {
+            "clips": clip.permute(0, 2, 3, 1),  # (T, H, W, 3), as it lies in memory
+            "frames": which,
+            "labels": int(self.labels[row]),
+            "pids": int(split.pids[row]),
+            "camids": int(split.camids[row]),
+            "rows": row,
+        }
+
+
+def collate(items: list[dict]) -> dict[str, Tensor]:
+    """Stack the items of a ClipDataset to the batch that ClipBatches describes."""
+    batch = default_collate(items)
+    return batch | {"clips": batch["clips"].permute(0, 1, 4, 2, 3)}  # (B, T, 3, H, W)
+
+
+class ClipBatches:
+    """The batches of a training: `batches(start, stop)` gives those of steps start..stop-1.
+
+    A batch is a dict: clips (B, T, 3, H, W) uint8; int64 (B,) labels (0..identities-1), pids,
+    camids and rows (of the split); frames (B, T), their numbers in the tracklet.
+    """
+
+    def __init__(
+        self, dataset: ClipDataset, sampler: IdentityBatches | TrackletBatches, workers: int = 0
+    ) -> None:
+        self.dataset, self.sampler, self.workers = dataset, sampler, workers
+
+    def __call__(
+        self, start: int, stop: int, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[dict[str, Tensor]]:
+        """share (i, n): only the i-th of n equal parts of each batch, for process i of n."""
+        options = {}
+        if self.workers:
+            self.dataset.store.fill()
+            fork = "fork" in multiprocessing.get_all_start_methods()
+            options = {"multiprocessing_context": "fork" if fork else "spawn"}
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=self._keys(start, stop, *share),
+            collate_fn=collate,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else it would draw from the model's
+            **options,
+        )
+        return iter(loader)
+
+    def _keys(self, start: int, stop: int, part: int, parts: int) -> Iterator[list[tuple]]:
+        """The dataset's keys of each step; a part is a run of clips, so it keeps identities."""
+        for step, rows in enumerate(islice(batch_rows(self.sampler, start), stop - start), start):
+            if len(rows) % parts:
+                raise ValueError(f"{len(rows)} clips do not fit {parts} processes: choose P or K")
+            keys = [(step, place, int(row)) for place, row in enumerate(rows)]
+            size = len(keys) // parts
+            yield keys[part * size :][:size]

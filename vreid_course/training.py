@@ -1,0 +1,228 @@
+"""One training loop and one feature extraction, for one process or several (through Accelerate).
+
+Several processes (`torchrun` or `accelerate launch`) share each batch: the gradients are averaged,
+so a mean over clips, such as cross entropy, is that of one process. A loss that compares clips with
+each other sees its own share only: each process mines its own triplets. So does batch norm.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from vreid_course.loader import FrameStore, augment, normalise
+from vreid_course.sampling import Rng
+
+Batch = dict[str, Tensor]
+Loss = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Tensor]]]
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; the message is one line that says where and what to do."""
+
+
+class Objective(nn.Module):
+    """The loss as a `forward`, so that processes average the gradients of all that it calls."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.loss(self.model, batch)
+
+
+def train(
+    model: nn.Module,
+    loss: Loss,
+    optimiser: torch.optim.Optimizer,
+    batches: Callable[[int, int, tuple[int, int]], Iterator[Batch]],
+    steps: int,
+    *,
+    schedule: Callable[[int], float] = lambda step: 1.0,
+    seed: int = 0,
+    folder: Path | None = None,
+    save_every: int = 100,
+) -> list[dict[str, float]]:
+    """Train `model` in place, in bfloat16 on a GPU; returns step, lr, loss and its parts per step.
+
+    loss(model, batch) -> (total, parts): a scalar, and scalars to show ("accuracy", ...).
+    batches(start, stop, (process, processes)) -> the batches of those steps (see ClipBatches);
+    uint8 clips are normalised here. schedule(step) scales the learning rates of the optimiser.
+    folder: keeps `last.pt`, from which the same call goes on where it stopped; on a CPU the result
+    is that of an uninterrupted run. Raises TrainingError for a loss that is not finite, a broken or
+    foreign checkpoint, and a full GPU.
+    """
+    accelerator = _accelerator()
+    rates = [group["lr"] for group in optimiser.param_groups]
+    objective, stepper = accelerator.prepare(Objective(model, loss), optimiser)
+    path = Path(folder, "last.pt") if folder else None
+    start, history = _resume(path, model, optimiser, seed, steps)
+    process = (accelerator.process_index, accelerator.num_processes)
+    objective.train()
+    bar = tqdm(total=steps, initial=start, unit="step", disable=not accelerator.is_main_process)
+    for step, batch in enumerate(batches(start, steps, process), start):
+        torch.manual_seed(_seed(seed, step, process[0]))  # dropout, whatever came before
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate * schedule(step)
+        with _memory_advice(batch["clips"].shape):
+            total, parts = objective(_to_device(batch, accelerator.device))
+            row = {"step": step, "lr": group["lr"]} | _averages(accelerator, total, parts)
+            if not math.isfinite(row["loss"]):
+                raise TrainingError(f"the loss is {row['loss']} at step {step} {row}: lower lr")
+            stepper.zero_grad()
+            accelerator.backward(total)
+            stepper.step()
+        history.append(row)
+        bar.set_postfix({k: f"{row[k]:.3g}" for k in row if k not in ("step", "lr")}, refresh=False)
+        bar.update()
+        if path and ((step + 1) % save_every == 0 or step + 1 == steps):
+            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+            state |= {"step": step + 1, "seed": seed, "history": history}
+            if accelerator.is_main_process:
+                save_checkpoint(path, state)
+    bar.close()
+    return history
+
+
+def cosine(steps: int, warmup: int = 0) -> Callable[[int], float]:
+    """A schedule that rises to 1 over `warmup` steps and falls to 0 at `steps` along a cosine."""
+
+    def scale(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))
+
+    return scale
+
+
+def save_checkpoint(path: Path, state: dict) -> None:
+    """Write tensors, numbers and containers of them; a file of that name is there whole or not."""
+    part = path.with_suffix(".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, part)
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:
+        part.unlink(missing_ok=True)
+        raise TrainingError(f"{path}: cannot write it ({_line(error)}): free some space") from None
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Read what `save_checkpoint` wrote, to the CPU, running no code that the file may hold."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has many kinds for a broken file
+        fault = f"{path}: not a whole checkpoint ({_line(error)})"
+        raise TrainingError(f"{fault}: delete it to start again") from None
+
+
+def _resume(
+    path: Path | None, model: nn.Module, optimiser: torch.optim.Optimizer, seed: int, steps: int
+) -> tuple[int, list]:
+    """Load the checkpoint where there is one; returns the steps done and their history."""
+    if path is None or not path.exists():
+        return 0, []
+    state = load_checkpoint(path)
+    try:
+        done, history, fault = state["step"], state["history"], "another model or optimiser"
+        if state["seed"] != seed or done > steps:
+            fault = f"seed {state['seed']} after {done} steps, not seed {seed} and {steps} steps"
+            raise ValueError(fault)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+    except (KeyError, TypeError, ValueError, RuntimeError):
+        fault = f"{path}: the checkpoint is of {fault}"
+        raise TrainingError(f"{fault}: delete it, or name another folder") from None
+    return done, history
+
+
+class Tracklets(Dataset):
+    """The test clips of each tracklet: (row, [uint8 (T, 3, H, W), ...])."""
+
+    def __init__(self, store: FrameStore, sampler: Callable, transform: Callable) -> None:
+        self.store, self.sampler, self.transform = store, sampler, transform
+
+    def __getitem__(self, row: int) -> tuple[int, list[Tensor]]:
+        picked = self.sampler(int(self.store.split.lengths[row]), None)
+        picked = picked if isinstance(picked, list) else [picked]
+        return row, [self.transform(self.store.read(row, which), None) for which in picked]
+
+
+def extract(
+    model: nn.Module,
+    embed: Callable[[nn.Module, Tensor], Tensor],
+    store: FrameStore,
+    sampler: Callable[[int, Rng], np.ndarray | list[np.ndarray]],
+    transform: Callable[[Tensor, Rng], Tensor] = augment,
+    workers: int = 0,
+) -> np.ndarray:
+    """The feature of each of the N tracklets of the store, float32 (N, D), in the split's order.
+
+    embed(model, frames (T, 3, H, W) float32, normalised) -> (D,). A sampler that gives several
+    clips gives their mean, weighted by their frames. The tracklets are shared by all processes and
+    each process gets all features. Memory holds one clip on the device (and a few tracklets as
+    uint8); what the model computes is bounded by `embed`, see nets.frame_features.
+    """
+    accelerator = _accelerator()
+    rows = range(len(store.split))[accelerator.process_index :: accelerator.num_processes]
+    tracklets = Tracklets(store, sampler, transform)
+    loader = DataLoader(tracklets, batch_size=None, sampler=rows, num_workers=workers)
+    training, features = model.training, []
+    model.eval().to(accelerator.device)
+    with torch.inference_mode():
+        for row, clips in tqdm(loader, unit="tracklet", disable=not accelerator.is_main_process):
+            total = 0
+            for clip in clips:
+                with _memory_advice(clip.shape):
+                    total += len(clip) * embed(model, normalise(clip.to(accelerator.device)))
+            feature = total.float().cpu().numpy() / sum(map(len, clips))
+            features.append((row, feature))
+    model.train(training)
+    everyone = dict(gather_object(features))
+    return np.stack([everyone[row] for row in range(len(everyone))])
+
+
+def _accelerator() -> Accelerator:
+    cuda = torch.cuda.is_available()
+    return Accelerator(mixed_precision="bf16" if cuda else "no", cpu=not cuda)
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    if batch["clips"].dtype == torch.uint8:
+        batch["clips"] = normalise(batch["clips"])
+    return batch
+
+
+def _averages(accelerator: Accelerator, total: Tensor, parts: dict) -> dict[str, float]:
+    """The loss and its parts, averaged over the processes."""
+    values = torch.stack([torch.as_tensor(x).detach().float() for x in (total, *parts.values())])
+    values = accelerator.reduce(values.to(accelerator.device), "mean").tolist()
+    return dict(zip(("loss", *parts), values, strict=True))
+
+
+@contextmanager
+def _memory_advice(shape: torch.Size) -> Iterator[None]:
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        advice = "use fewer or shorter clips, or VREID_SCALE=mini"
+        raise TrainingError(f"GPU out of memory at clips of {tuple(shape)}: {advice}") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]

@@ -1,0 +1,64 @@
+"""The course's methods against the numbers of other people's implementations, one test a file.
+
+Each `.npz` of the folder that VREID_REFERENCE names (default: tests/reference) holds inputs,
+weights and outputs of a published implementation. COMPARISONS says how a file is compared; a file
+that nothing there matches fails. All sizes are read from the arrays, so that another set of the
+same layout works.
+"""
+
+import os
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vreid_course import metrics
+
+FOLDER = Path(os.environ.get("VREID_REFERENCE", Path(__file__).parent / "reference"))
+
+
+def close(actual, expected, relative=1e-4):
+    """Equal to `relative`, of each number or of the largest in the array."""
+    expected = np.asarray(expected)
+    np.testing.assert_allclose(
+        actual, expected, rtol=relative, atol=relative * np.abs(expected).max(initial=0)
+    )
+
+
+def compare_metrics(arrays):
+    """CMC, mAP and the number of scored queries: queries in or out, step or trapezoid AP."""
+    labels = ("features", "pids", "camids")
+    sides = [[arrays[f"{side}_{what}"] for what in labels] for side in ("query", "gallery")]
+    for protocol, merge in (("query_excluded", False), ("query_included", True)):
+        if f"{protocol}/mAP" in arrays:
+            result = metrics.evaluate(*sides[0], *sides[1], merge_queries=merge)
+            assert result.scored == arrays[f"{protocol}/valid_queries"]
+            cmc = arrays[f"{protocol}/cmc"]
+            close(result.cmc[: len(cmc)], cmc[: len(result.cmc)])
+            close(result.mAP, arrays[f"{protocol}/mAP"])
+    if "matlab/mAP" in arrays:
+        rows = arrays["matlab/query_rows"]
+        result = metrics.evaluate(*sides[0], *sides[1], merge_queries=True, ap="trapezoid")
+        assert result.first_rank[rows].all(), "a query that was scored there is not scored here"
+        cmc = [(result.first_rank[rows] <= k + 1).mean() for k in range(len(arrays["matlab/cmc"]))]
+        close(cmc, arrays["matlab/cmc"])
+        close(result.ap[rows].mean(), arrays["matlab/mAP"])
+    assert {"matlab/mAP", "query_included/mAP"} & set(arrays), "no score in the file"
+
+
+COMPARISONS = {  # pattern of the file's name without .npz: comparison, given its arrays
+    "metrics_*": compare_metrics,
+}
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.npz")), ids=lambda path: path.name)
+def test_reference(path):
+    found = [c for pattern, c in COMPARISONS.items() if fnmatchcase(path.stem, pattern)]
+    assert found, f"{path.name}: no comparison in COMPARISONS of tests/test_reference.py"
+    with np.load(path) as arrays:
+        found[0](dict(arrays))
+
+
+def test_there_are_references():
+    assert list(FOLDER.glob("*.npz")), f"no .npz file in {FOLDER}: does VREID_REFERENCE name it?"

@@ -11,23 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
-from vreid_course.data.mars import MarsError, Split
+from .mars import MarsError, Split
 
-FILE = "mars_attributes.csv"  # its name in the root of a set
 KEYS = ("person-id", "camera", "tracklet")
+NO_YES = ("no", "yes")
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "Tops.c": ("black", "purple", "green", "blue", "gray", "white", "yellow", "red", "complex"),
-    "Bottoms.c": (
-        *("white", "purple", "black", "green", "gray"),
-        *("pink", "yellow", "blue", "brown", "complex"),
-    ),
+    "Tops.c": tuple("black purple green blue gray white yellow red complex".split()),
+    "Bottoms.c": tuple("white purple black green gray pink yellow blue brown complex".split()),
     "Age": ("child", "teenager", "adult", "old"),
     "Tops.l": ("long sleeve", "short sleeve"),
     "Bottoms.l": ("long", "short"),
-    "shoulder bag": ("no", "yes"),
-    "backpack": ("no", "yes"),
-    "hat": ("no", "yes"),
-    "handbag": ("no", "yes"),
+    "shoulder bag": NO_YES,
+    "backpack": NO_YES,
+    "hat": NO_YES,
+    "handbag": NO_YES,
     "hair": ("short", "long"),
     "gender": ("male", "female"),
     "Bottoms.t": ("dress", "pants"),
@@ -69,11 +66,13 @@ def read_attributes(path: str | Path, split: Split | None = None) -> Attributes:
     path = Path(path)
     columns = (*KEYS, *ATTRIBUTES)
     if not path.is_file():
-        raise MarsError(f"{path}: no such file: copy {FILE} there (yuange250/MARS-Attribute)")
+        raise MarsError(f"{path}: no such file: copy it from yuange250/MARS-Attribute")
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
         reader = csv.DictReader(stream)
         if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
-            raise MarsError(f"{path}: has no column {missing[0]!r}: use {FILE}, header included")
+            raise MarsError(
+                f"{path}: has no column {missing[0]!r}: use the file with its header line"
+            )
         rows = [_read_row(path, reader.line_num, row, columns) for row in reader]
     table = np.array(rows, np.int64).reshape(-1, len(columns)).T
     attributes = Attributes(*table[:3], dict(zip(ATTRIBUTES, table[3:], strict=True)))
@@ -86,10 +85,8 @@ def _read_row(path: Path, line: int, row: dict, columns: tuple[str, ...]) -> lis
         text = (row[name] or "").strip()
         limit = len(ATTRIBUTES[name]) if name in ATTRIBUTES else 10_000
         if not (text.isascii() and text.isdigit() and int(text) < limit):
-            raise MarsError(
-                f"{path}: line {line}: {name} is {text!r}, not a number in 0..{limit - 1}:"
-                " correct it"
-            )
+            fault = f"{name} is {text!r}, not a number in 0..{limit - 1}"
+            raise MarsError(f"{path}: line {line}: {fault}: correct it")
     return [int(row[name]) for name in columns]
 
 
@@ -104,10 +101,8 @@ def _join(path: Path, attributes: Attributes, split: Split) -> Attributes:
     real = np.flatnonzero(split.pids > 0)
     keys = np.stack([split.pids[real], split.camids[real]])
     if keys.shape != (2, len(found)) or (keys != (found.pids, found.camids)).any():
-        raise MarsError(
-            f"{path}: {len(found)} annotated tracklets do not match the {len(real)} of"
-            f" {split.folder}: use the file of this set, and join before selecting tracklets"
-        )
+        fault = f"{len(found)} tracklets do not match the {len(real)} of {split.folder}"
+        raise MarsError(f"{path}: {fault}: use the file of this set, and join before selecting")
 
     def spread(array: np.ndarray) -> np.ndarray:
         column = np.full(len(split), -1)
@@ -121,10 +116,8 @@ def _join(path: Path, attributes: Attributes, split: Split) -> Attributes:
 def write_attributes(path: str | Path, attributes: Attributes) -> None:
     """Write rows in the format of the real file; rows of junk and distractors are left out."""
     real = attributes.select(attributes.pids > 0)
-    table = np.stack(
-        [real.pids, real.camids, real.tracklets, *(real.values[c] for c in ATTRIBUTES)]
-    )
+    columns = [real.pids, real.camids, real.tracklets, *(real.values[c] for c in ATTRIBUTES)]
     with Path(path).open("w", newline="", encoding="ascii") as stream:
         writer = csv.writer(stream)
         writer.writerow((*KEYS, *ATTRIBUTES))
-        writer.writerows(table.T.tolist())
+        writer.writerows(np.stack(columns, axis=1).tolist())

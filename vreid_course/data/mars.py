@@ -17,6 +17,7 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 PARTS = ("train", "test")
+COPY = "copy info/ again, all of it from one source"
 
 
 class MarsError(ValueError):
@@ -124,26 +125,24 @@ def read_mars(root: str | Path) -> Mars:
 
 def read_split(root: Path, part: str) -> Split:
     """Read one part ("train" or "test") of the set at `root`; MarsError at the first fault."""
-    if not (root / "info").is_dir():
-        raise MarsError(
-            f"{root / 'info'}: no such folder: name the folder that holds bbox_train, bbox_test"
-            " and info (info/ comes with the MARS-evaluation code)"
-        )
-    tracks_path = root / "info" / f"tracks_{part}_info.mat"
+    info, folder = root / "info", root / f"bbox_{part}"
+    if not info.is_dir():
+        fault = "no such folder: name the one that holds bbox_train, bbox_test and info"
+        raise MarsError(f"{info}: {fault} (info comes with the MARS-evaluation code)")
+    tracks_path, names_path = info / f"tracks_{part}_info.mat", info / f"{part}_name.txt"
     rows = _read_mat(tracks_path, f"track_{part}_info", columns=4)
-    names_path = root / "info" / f"{part}_name.txt"
-    names = _read_names(names_path)
-    if len(rows) or part == "test":
+    try:
+        names = np.array(names_path.read_text("ascii").split(), dtype=str)
+    except (OSError, UnicodeDecodeError) as error:
+        fault = "no such file" if isinstance(error, FileNotFoundError) else f"no text ({error})"
+        raise MarsError(f"{names_path}: {fault}: {COPY}") from error
+    if len(rows):
         _check_rows(tracks_path, rows, lowest_pid=1 if part == "train" else -1)
-    if len(names) != (needed := rows[-1, 1] if len(rows) else 0):
-        raise MarsError(
-            f"{names_path}: holds {len(names)} names, but {tracks_path.name} counts {needed}"
-            " frames: copy both files again from one source"
-        )
-    _check_names(names_path, names, rows)
-    folder = root / f"bbox_{part}"
-    if len(rows) and not folder.is_dir():
-        raise MarsError(f"{folder}: no such folder: unpack the frames of the {part} part there")
+        _check_names(names_path, names, rows)
+        if not folder.is_dir():
+            raise MarsError(f"{folder}: no such folder: unpack the frames of the {part} part there")
+    elif part == "test" or len(names):
+        raise MarsError(f"{tracks_path}: holds no tracklets: {COPY}")
     return Split(folder, names, rows[:, 0] - 1, rows[:, 1], rows[:, 2], rows[:, 3])
 
 
@@ -151,82 +150,60 @@ def read_query(root: Path, test: Split) -> np.ndarray:
     """Read the queries, (Q,) int64 rows of `test`; MarsError if one is no row of a real person."""
     path = root / "info" / "query_IDX.mat"
     rows = _read_mat(path, "query_IDX").ravel() - 1
-    bad = rows[(rows < 0) | (rows >= len(test))]
-    if len(bad) == 0:
-        bad = rows[test.pids[rows] < 1]
-    if len(bad):
-        raise MarsError(
-            f"{path}: query index {bad[0] + 1} is not a tracklet of a person among rows"
-            f" 1..{len(test)}: copy it and tracks_test_info.mat from one source"
-        )
+    bad = (rows < 0) | (rows >= len(test))
+    bad |= test.pids[np.where(bad, 0, rows)] < 1
+    if bad.any():
+        fault = f"query index {rows[bad][0] + 1} is no tracklet of a person in 1..{len(test)}"
+        raise MarsError(f"{path}: {fault}: {COPY}")
     return rows
 
 
 def _read_mat(path: Path, key: str, columns: int | None = None) -> np.ndarray:
-    """One integer matrix of a .mat file as int64 (rows, columns)."""
-    if not path.is_file():
-        raise MarsError(f"{path}: no such file: copy it from the MARS-evaluation code")
+    """One matrix of whole numbers in a .mat file, (N, columns) or (1, N), as int64."""
     try:
         content = loadmat(path)
+    except FileNotFoundError:
+        raise MarsError(f"{path}: no such file: {COPY}") from None
     except Exception as error:  # SciPy raises many kinds on a broken file
-        fault = " ".join(str(error).split())
-        raise MarsError(f"{path}: not a MATLAB file ({fault}): copy it again") from error
+        raise MarsError(f"{path}: no MATLAB file ({type(error).__name__}): {COPY}") from error
     if key not in content:
-        found = [name for name in content if not name.startswith("__")]
-        raise MarsError(f"{path}: holds {found}, not {key!r}: copy the right file")
+        found = ", ".join(name for name in content if not name.startswith("__"))
+        raise MarsError(f"{path}: holds {found or 'nothing'}, not {key}: {COPY}")
     array = content[key]
     if array.size == 0:
         return np.zeros((0, columns or 0), np.int64)
-    right = array.shape[1] == columns if columns else 1 in array.shape
+    right = array.shape[1:] == (columns,) if columns else 1 in array.shape
     if array.dtype.kind not in "iuf" or not right or (array != np.round(array)).any():
-        wanted = f"(N, {columns})" if columns else "(1, N)"
-        raise MarsError(
-            f"{path}: {key} is {array.dtype} {array.shape}, not whole numbers {wanted}:"
-            " copy the right file"
-        )
+        wanted = f"whole numbers (N, {columns})" if columns else "whole numbers (1, N)"
+        raise MarsError(f"{path}: {key} is {array.dtype} {array.shape}, not {wanted}: {COPY}")
     return array.astype(np.int64)
-
-
-def _read_names(path: Path) -> np.ndarray:
-    """The lines of a name list as (F,) str; CR LF and LF both end a line."""
-    try:
-        return np.array(path.read_text("ascii").split(), dtype=str)
-    except FileNotFoundError:
-        raise MarsError(f"{path}: no such file: copy it from the MARS-evaluation code") from None
-    except UnicodeDecodeError as error:
-        raise MarsError(f"{path}: not plain text ({error}): copy it again") from error
 
 
 def _check_rows(path: Path, rows: np.ndarray, lowest_pid: int) -> None:
     """Tracklets tile the name list from line 1 on; identities and cameras are in range."""
-    if len(rows) == 0:
-        raise MarsError(f"{path}: no tracklets: copy the file again")
     first, last, pids, camids = rows.T
     follows = first == np.concatenate([[1], last[:-1] + 1])
     checks = {
-        "frames do not follow the row before": ~follows | (last < first),
+        "its frames do not follow the row before": ~follows | (last < first),
         f"identity is not in {lowest_pid}..9999": (pids < lowest_pid) | (pids > 9999),
         "camera is not in 1..6": (camids < 1) | (camids > 6),
     }
     for fault, bad in checks.items():
         if bad.any():
             row = int(bad.argmax())
-            raise MarsError(
-                f"{path}: row {row + 1} {rows[row].tolist()}: {fault}: copy the file again"
-            )
+            raise MarsError(f"{path}: row {row + 1} {rows[row].tolist()}: {fault}: {COPY}")
 
 
 def _check_names(path: Path, names: np.ndarray, rows: np.ndarray) -> None:
-    """Every name stands in the tracklet of its own identity and camera."""
-    width = len("0001C1T0001F001.jpg")
-    if len(names) == 0:
-        return
-    if names.dtype.itemsize < 4 * width:
-        raise MarsError(f"{path}: {names[0]!r} is no frame name such as 0001C1T0001F001.jpg")
+    """There are as many names as the tracklets count, each of the identity and camera there."""
+    if len(names) != rows[-1, 1]:
+        fault = f"holds {len(names)} names, but the tracklets have {rows[-1, 1]} frames"
+        raise MarsError(f"{path}: {fault}: {COPY}")
+    names = names if names.dtype.itemsize >= 4 * 12 else names.astype("U12")
     letters = names.view(np.uint32).reshape(len(names), -1)  # one code point a column
     lengths = rows[:, 1] - rows[:, 0] + 1
-    folders = np.array([folder_name(pid) for pid in rows[:, 2]]).view(np.uint32).reshape(-1, 4)
     good = letters[:, 5] == np.repeat(rows[:, 3] + ord("0"), lengths)
+    folders = np.array([folder_name(pid) for pid in rows[:, 2]]).view(np.uint32).reshape(-1, 4)
     for column in range(4):
         good &= letters[:, column] == np.repeat(folders[:, column], lengths)
     for column, letter in ((4, "C"), (6, "T"), (11, "F")):
@@ -234,11 +211,9 @@ def _check_names(path: Path, names: np.ndarray, rows: np.ndarray) -> None:
     if not good.all():
         line = int(good.argmin())
         row = int(np.searchsorted(rows[:, 1], line + 1))
-        pid, camid = rows[row, 2:]
-        raise MarsError(
-            f"{path}: line {line + 1} {str(names[line])!r} is no frame of tracklet row {row + 1}"
-            f" (identity {pid}, camera {camid}): copy name list and .mat from one source"
-        )
+        wanted = f"{folder_name(rows[row, 2])}C{rows[row, 3]}T0001F001.jpg"
+        fault = f"line {line + 1} is {str(names[line])!r}, where tracklet {row + 1} has {wanted}"
+        raise MarsError(f"{path}: {fault}: {COPY}")
 
 
 def folder_name(pid: int) -> str:
@@ -254,13 +229,16 @@ def frame_names(pid: int, camid: int, tracklet: int, count: int) -> list[str]:
     return [f"{key}F{frame:03d}.jpg" for frame in range(1, count + 1)]
 
 
-def query_rows(pids: np.ndarray, camids: np.ndarray) -> np.ndarray:
-    """MARS's queries, 0-based: the last row of each person and camera, people of >= 2 cameras."""
+def query_rows(pids: np.ndarray, camids: np.ndarray, cameras: int = 2) -> np.ndarray:
+    """MARS's queries, 0-based: the last row of each person and camera, people of >= 2 cameras.
+
+    cameras=1 adds the people of a single camera, whose queries cannot be scored.
+    """
     pairs = pids * 10 + camids
     kinds, from_end = np.unique(pairs[::-1], return_index=True)
-    people, cameras = np.unique(kinds // 10, return_counts=True)
+    people, seen_by = np.unique(kinds // 10, return_counts=True)
     rows = np.sort(len(pairs) - 1 - from_end)
-    return rows[(pids[rows] > 0) & np.isin(pids[rows], people[cameras >= 2])]
+    return rows[(pids[rows] > 0) & np.isin(pids[rows], people[seen_by >= cameras])]
 
 
 def write_info(
@@ -276,24 +254,19 @@ def write_info(
     """
     info = Path(root) / "info"
     info.mkdir(parents=True, exist_ok=True)
-    for part, tracklets in (("train", train), ("test", test)):
+    for part, tracklets in zip(PARTS, (train, test), strict=True):
         text = "".join(f"{name}\r\n" for names in tracklets for name in names)
         (info / f"{part}_name.txt").write_bytes(text.encode("ascii"))
-        rows = track_rows(tracklets)
-        _write_mat(info / f"tracks_{part}_info.mat", f"track_{part}_info", rows.astype(np.int32))
+        rows, last = np.zeros((len(tracklets), 4), np.int32), 0
+        for row, names in zip(rows, tracklets, strict=True):
+            pid = -1 if names[0][:4] == folder_name(-1) else int(names[0][:4])
+            row[:] = last + 1, last + len(names), pid, int(names[0][5])
+            last += len(names)
+        _write_mat(info / f"tracks_{part}_info.mat", f"track_{part}_info", rows)
     if query is None:
         query = query_rows(rows[:, 2], rows[:, 3])
     kind = np.uint16 if len(test) < 2**16 else np.uint32
     _write_mat(info / "query_IDX.mat", "query_IDX", np.array([query], np.int64).astype(kind) + 1)
-
-
-def track_rows(tracklets: list[list[str]]) -> np.ndarray:
-    """MARS's track table of tracklets given by their frame names: int64 (N, 4)."""
-    last = np.cumsum([len(names) for names in tracklets], dtype=np.int64)
-    first = np.concatenate([[1], last[:-1] + 1])[: len(last)]
-    pids = [-1 if names[0][:4] == "00-1" else int(names[0][:4]) for names in tracklets]
-    camids = [int(names[0][5]) for names in tracklets]
-    return np.stack([first, last, pids, camids], axis=1).astype(np.int64)
 
 
 def _write_mat(path: Path, key: str, array: np.ndarray) -> None:

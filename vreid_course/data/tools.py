@@ -13,19 +13,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from vreid_course.data.attributes import FILE, Attributes, read_attributes, write_attributes
-from vreid_course.data.mars import (
-    PARTS,
-    Mars,
-    MarsError,
-    Split,
-    frame_names,
-    read_frame,
-    read_mars,
-    read_query,
-    read_split,
+from .attributes import Attributes, read_attributes, write_attributes
+from .mars import (
+    PARTS, Mars, MarsError, Split, frame_names, read_frame, read_mars, read_query, read_split,
     write_info,
-)
+)  # fmt: skip
 
 MOST_FAULTS = 10
 SOURCES = (  # folder, its cameras, highest person number and fewest frames that are taken
@@ -188,12 +180,12 @@ def subset(src: str | Path, out: str | Path, ids: int, seed: int = 0) -> None:
             rows.append(rng.permutation(others)[: int(share)])
         rows = np.sort(np.concatenate(rows))
         plan[part] = [[(path, path.name) for path in split.paths(row)] for row in rows]
-    annotation = None
-    if (mars.root / FILE).is_file():
-        annotation = read_attributes(mars.root / FILE)
-        annotation = annotation.select(np.isin(annotation.pids, chosen))
+    annotations = {}
+    for path in mars.root.glob("*_attributes.csv"):
+        whole = read_attributes(path)
+        annotations[path.name] = whole.select(np.isin(whole.pids, chosen))
     query = np.flatnonzero(np.isin(rows, mars.query))
-    _write_set(out, plan, query, _link, annotation)
+    _write_set(out, plan, query, _link, annotations)
 
 
 def convert(src: str | Path, out: str | Path, seed: int = 0) -> None:
@@ -212,7 +204,7 @@ def convert(src: str | Path, out: str | Path, seed: int = 0) -> None:
             for pid in sorted(pids)
             for camid, paths in enumerate(people[pid], start=1)
         ]
-    _write_set(out, plan, np.arange(0, len(plan["test"]), 2), _to_jpeg)
+    _write_set(out, plan, np.arange(0, len(plan["test"]), 2), _to_jpeg, {})
 
 
 def _people_of(src: Path) -> dict[int, list[list[Path]]]:
@@ -239,7 +231,7 @@ def _write_set(
     plan: dict[str, list[list[tuple[Path, str]]]],
     query: np.ndarray,
     save: Callable[[Path, Path], None],
-    annotation: Attributes | None = None,
+    annotations: dict[str, Attributes],
 ) -> None:
     """Build a set from, for each part and tracklet, the source and MARS name of its frames."""
     with building(out) as new:
@@ -250,8 +242,8 @@ def _write_set(
                 save(source, folder / name)
         names = [[[name for _, name in pairs] for pairs in plan[part]] for part in PARTS]
         write_info(new, *names, query=query)
-        if annotation is not None:
-            write_attributes(new / FILE, annotation)
+        for file, annotation in annotations.items():
+            write_attributes(new / file, annotation)
 
 
 def _link(source: Path, target: Path) -> None:

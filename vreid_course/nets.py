@@ -59,7 +59,8 @@ def resnet(name: str, weights: str | None = None, last_stride: int = 1) -> Trunk
         return load_course_backbone(last_stride) if weights else _course(last_stride)
     model = makers[name]()
     if weights is not None:
-        _load(model, _imagenet_state(name), f"ImageNet weights of {name}")
+        source = os.environ.get("VREID_WEIGHTS", "the download")
+        _load(model, _imagenet_state(name), f"{source}: ImageNet weights for {name}")
     layers = [model.layer1, model.layer2, model.layer3, model.layer4]
     if name == "seresnet50":
         return Trunk(nn.Sequential(model.layer0, model.pool0), layers, last_stride)
@@ -134,7 +135,7 @@ def _load(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
         module.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         cure = "name the file of the right network"
-        raise WeightsError(f"{source}: of another network ({_line(error)}): {cure}") from None
+        raise WeightsError(f"{source}: not of this network ({_line(error)}): {cure}") from None
 
 
 def _sha256(path: Path) -> str:

@@ -45,10 +45,12 @@ def evaluate(
     score. Source: Zheng et al., "MARS", ECCV 2016.
     """
     query = _finite(query_features, "query_features", np.float32)
-    parts = [query, _finite(gallery_features, "gallery_features", np.float32)]
-    matrix = [distances(query, part, distance) for part in parts[0 if merge_queries else 1 :]]
+    gallery = _finite(gallery_features, "gallery_features", np.float32)
+    if merge_queries and query.shape[1] == gallery.shape[1]:
+        gallery = np.concatenate([query, gallery])
+    matrix = distances(query, gallery, distance)
     labels = (query_pids, query_camids, gallery_pids, gallery_camids)
-    return evaluate_distances(np.hstack(matrix), *labels, merge_queries=merge_queries, ap=ap)
+    return evaluate_distances(matrix, *labels, merge_queries=merge_queries, ap=ap)
 
 
 def evaluate_distances(

@@ -1,0 +1,274 @@
+"""mini-MARS: a set in MARS layout, drawn from a seed, with the truth beside it.
+
+`mini_mars()` gives the default set, drawn on first use and cached; `draw` makes any other one.
+"""
+
+import errno
+import json
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+from .attributes import ATTRIBUTES, Attributes, write_attributes
+from .figures import Person, draw_person, population, stream
+from .mars import Mars, MarsError, folder_name, frame_names, query_rows, read_mars, write_info
+from .tracklets import DIALS, Drawer, Track
+from .truth import pack, write_archive
+
+VERSION = 1  # of the drawing: a new number means new pictures
+DATA = Path(__file__).parents[2] / "data"
+ATTRIBUTES_CSV = "mini_mars_attributes.csv"
+
+
+@dataclass(frozen=True)
+class MiniMars:
+    """What is drawn: people, seed, picture height (128 or 256 rows), and how hard it is.
+
+    hard: share of the people who are gait twins; as many are in accessory groups. long: number of
+    test people whose tracklets have 2-6 and 200-900 frames in turn. dials: see `tracklets.DIALS`.
+    """
+
+    train_ids: int = 60
+    test_ids: int = 40
+    seed: int = 0
+    height: int = 128
+    frames: tuple[int, int] = (2, 60)
+    hard: float = 0.2
+    long: int = 0
+    dials: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, value in self.dials.items():
+            if name not in DIALS or not 0 <= value <= 1:
+                raise MarsError(f"dial {name}={value}: choose 0..1 for one of {', '.join(DIALS)}")
+        if max(self.train_ids, self.test_ids) > 4999 or self.test_ids < 1 or self.train_ids < 0:
+            raise MarsError(
+                f"{self.train_ids} + {self.test_ids} people: at most 4999 each, 1 to test"
+            )
+
+    @property
+    def name(self) -> str:
+        """A folder name that tells sets apart: equal settings give equal names."""
+        settings = json.dumps([VERSION, asdict(self)], sort_keys=True)
+        return f"mini_mars_{self.height}_{sha256(settings.encode()).hexdigest()[:8]}"
+
+
+def plan(config: MiniMars) -> list[Track]:
+    """Return all tracklets to be drawn, in MARS's order: the train part, then the test part."""
+    train, test = (
+        population(config.seed, np.arange(n) * 2 + odd, config.hard, first)
+        for n, odd, first in ((config.train_ids, 1, 0), (config.test_ids, 2, 10_000))
+    )
+    tracks = []
+    for pid, person in train.items():
+        tracks += _person_tracks(config, "bbox_train", pid, person, single=False)
+    tracks += _others(config, -1, list(test.values())) + _others(config, 0, [])
+    for i, (pid, person) in enumerate(test.items()):
+        tracks += _person_tracks(config, "bbox_test", pid, person, i % 20 == 19, i < config.long)
+    return tracks
+
+
+def _person_tracks(
+    config: MiniMars, folder: str, pid: int, person: Person, single: bool, long: bool = False
+) -> list[Track]:
+    rng = stream(config.seed, "plan", folder, pid)
+    count = int(rng.choice((4, 5, 6), p=(0.9, 0.08, 0.02)))
+    seen = 1 if single else int(rng.choice((2, 3, 4), p=(0.3, 0.45, 0.25)))
+    cameras = rng.choice(6, seen, replace=False) + 1
+    where = np.sort(np.concatenate([cameras, rng.choice(cameras, count - seen)]))
+    low, high = config.frames
+    low = min(max(low, 32), high) if person.group[0] == "twin" else low
+    usual = rng.triangular(8, 29, 42, count)  # most; some are very short, some long
+    extreme = np.where(
+        rng.random(count) < 0.65, rng.uniform(2, 8, count), rng.uniform(42, 60, count)
+    )
+    lengths = np.where(rng.random(count) < 0.12, extreme, usual).round().astype(int)
+    lengths = np.clip(lengths, low, high)
+    if person.group[0] == "twin":
+        lengths = np.minimum(lengths + rng.integers(0, 9, count), high)
+    if long:
+        lengths = np.where(
+            np.arange(count) % 2, rng.integers(2, 7, count), rng.integers(200, 901, count)
+        )
+    return [
+        Track(folder, pid, int(camid), i + 1, int(length), person)
+        for i, (camid, length) in enumerate(zip(where, lengths, strict=True))
+    ]
+
+
+def _others(config: MiniMars, pid: int, people: list[Person]) -> list[Track]:
+    """Return junk (pid -1: boxes that slip off test people) or distractors (pid 0: strangers)."""
+    rng = stream(config.seed, "plan", pid)
+    count = max(2, config.test_ids * (3 if pid else 6) // 10)
+    where = np.sort(rng.integers(1, 7, count))
+    lengths = np.clip(
+        np.round(rng.lognormal(np.log(13), 0.5, count)).astype(int), 2, config.frames[1]
+    )
+    tracks = []
+    for i in range(count):
+        who = people[rng.integers(len(people))] if people else None
+        if pid == 0 and i % 3:  # the third ones are boxes around no person at all
+            who = draw_person(config.seed, 3 * 10**8 + i)
+        tracks.append(Track("bbox_test", pid, int(where[i]), i + 1, int(lengths[i]), who))
+    return tracks
+
+
+def mini_mars(config: MiniMars | None = None, root: Path | None = None) -> Mars:
+    """Read mini-MARS; draw it first where it is not there yet (about a minute for the default).
+
+    root: the folder that holds such sets; default `data/`, or what VREID_CACHE names. MarsError
+    if that folder cannot be written.
+    """
+    config = config or MiniMars()
+    return read_mars(draw(config, cache_folder(root) / config.name))
+
+
+def cache_folder(root: Path | None = None) -> Path:
+    """The folder for everything that is drawn or computed once; made where missing."""
+    folder = Path(root or os.environ.get("VREID_CACHE", "") or DATA).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("not writable")
+    except OSError as error:
+        raise MarsError(
+            f"{folder}: {error.strerror or error}: name another with VREID_CACHE"
+        ) from None
+    return folder
+
+
+def draw(config: MiniMars, out: Path, workers: int | None = None) -> Path:
+    """Draw a set into the folder `out`, unless it is there; return `out`.
+
+    It is drawn in `out`.partial and renamed when complete; a drawing that was stopped goes on where
+    it stopped. Two processes that want the same set draw it once. MarsError if the disk is full.
+    """
+    out = Path(out)
+    partial = out.with_name(out.name + ".partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(out.with_name(out.name + ".lock")):
+            if (out / "info" / "query_IDX.mat").is_file():
+                _same_settings(config, out)
+                return out
+            if out.exists():
+                raise MarsError(f"{out}: exists and is no drawn set: name a new folder")
+            _draw_frames(config, partial, workers or min(os.cpu_count() or 1, 8))
+            _finish(config, partial)
+            partial.rename(out)
+    except OSError as error:
+        cure = "free some space and run again: it goes on where it stopped"
+        if error.errno != errno.ENOSPC:
+            cure = "name another folder with --out or VREID_CACHE"
+        raise MarsError(f"{partial}: {error.strerror or error}: {cure}") from error
+    return out
+
+
+def _same_settings(config: MiniMars, folder: Path) -> None:
+    if (folder / "settings.json").read_text() != _settings(config):
+        raise MarsError(f"{folder}: was drawn with other settings: delete it or name a new folder")
+
+
+def _settings(config: MiniMars) -> str:
+    return json.dumps({"version": VERSION, **asdict(config)}, indent=1)
+
+
+def _draw_frames(config: MiniMars, partial: Path, workers: int) -> None:
+    """Draw every person whose part file is missing; a part file is written when all else is."""
+    partial.mkdir(exist_ok=True)
+    settings = partial / "settings.json"
+    if settings.is_file() and settings.read_text() != _settings(config):
+        raise MarsError(f"{partial}: left from other settings: delete it and run again")
+    settings.write_text(_settings(config))
+    (partial / "parts").mkdir(exist_ok=True)
+    tasks: dict[Path, list[Track]] = {}
+    for track in plan(config):
+        part = partial / "parts" / f"{track.folder}-{folder_name(track.pid)}.npz"
+        tasks.setdefault(part, []).append(track)
+    total = sum(track.length for tracks in tasks.values() for track in tracks)
+    todo = {part: tracks for part, tracks in tasks.items() if not part.is_file()}
+    left = sum(track.length for tracks in todo.values() for track in tracks)
+    dials = {**DIALS, **config.dials}
+    bar = tqdm(total=total, initial=total - left, unit="frame", desc="drawing mini-MARS",
+               disable=total == left, file=sys.stdout)  # fmt: skip
+    start = (config.seed, config.height, dials)
+    with bar, ProcessPoolExecutor(workers, get_context("spawn"), _start, start) as pool:
+        jobs = {pool.submit(_draw_person, partial, part, ts): ts for part, ts in todo.items()}
+        try:
+            for job in as_completed(jobs):
+                job.result()
+                bar.update(sum(track.length for track in jobs[job]))
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+_drawer: Drawer  # one a worker process
+
+
+def _start(seed: int, height: int, dials: dict[str, float]) -> None:
+    global _drawer
+    _drawer = Drawer(seed, height, dials)
+
+
+def _draw_person(root: Path, part: Path, tracks: list[Track]) -> None:
+    arrays = {}
+    for track in tracks:
+        drawn = _drawer.draw(track)
+        names = frame_names(track.pid, track.camid, track.number, track.length)
+        folder = root / track.folder / names[0][:4]
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, jpeg in zip(names, drawn.jpegs, strict=True):
+            (folder / name).write_bytes(jpeg)
+        arrays |= pack(names[0][:11], drawn)
+    write_archive(part.with_suffix(".tmp"), arrays)
+    part.with_suffix(".tmp").replace(part)
+
+
+def _finish(config: MiniMars, partial: Path) -> None:
+    """Write index, attributes and truth, and drop the part files."""
+    tracks = {f: [t for t in plan(config) if t.folder == f] for f in ("bbox_train", "bbox_test")}
+    names = {
+        f: [frame_names(t.pid, t.camid, t.number, t.length) for t in ts] for f, ts in tracks.items()
+    }
+    parts = partial / "parts"
+    for folder, ts in tracks.items():
+        (partial / folder).mkdir(exist_ok=True)
+        files = sorted(parts.glob(f"{folder}-*.npz"))
+        keys = np.array([n[0][:11] for n in names[folder]], dtype="U11")
+        rows = {"keys": keys, **_tracklet_columns(ts)}
+        write_archive(partial / f"{folder.replace('bbox', 'truth')}.npz", rows, files)
+    _write_attributes(partial / ATTRIBUTES_CSV, sum(tracks.values(), []))
+    pids, camids = (
+        np.array([getattr(t, c) for t in tracks["bbox_test"]]) for c in ("pid", "camid")
+    )
+    # Unlike MARS also people of a single camera are queries: some queries cannot be scored.
+    query = query_rows(pids, camids, cameras=1)
+    write_info(partial, names["bbox_train"], names["bbox_test"], query)
+    for file in parts.iterdir():
+        file.unlink()
+    parts.rmdir()
+
+
+def _tracklet_columns(tracks: list[Track]) -> dict[str, np.ndarray]:
+    people = [track.person if track.pid > 0 else None for track in tracks]
+    return {
+        "kind": np.array([p.group[0] if p else "" for p in people], dtype="U9"),
+        "group": np.array([p.group[1] if p and p.group[0] else -1 for p in people], np.int64),
+        "cadence": np.array([p.cadence if p else np.nan for p in people], np.float64),
+    }
+
+
+def _write_attributes(path: Path, tracks: list[Track]) -> None:
+    real = [track for track in tracks if track.pid > 0]
+    keys = (np.array([getattr(t, k) for t in real], np.int64) for k in ("pid", "camid", "number"))
+    values = {c: np.array([t.person.attributes[c] for t in real], np.int64) for c in ATTRIBUTES}
+    write_attributes(path, Attributes(*keys, values))

@@ -38,15 +38,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     new = commands.add_parser("draw", help="draw a mini-MARS: artificial people with known truth")
-    new.add_argument("--out", type=Path, required=True, help="new folder for the set")
-    new.add_argument("--train-ids", "--ids", type=int, default=60, help="people to train on (60)")
-    new.add_argument("--test-ids", type=int, default=40, help="other people to test on (40)")
-    new.add_argument("--seed", type=int, default=0, help="same seed, same set (0)")
-    new.add_argument("--height", type=int, default=128, help="rows of a frame, 128 or 256 (128)")
-    new.add_argument("--long", type=int, default=0, help="test people with 200-900 frames (0)")
-    new.add_argument("--workers", type=int, help="processes that draw (one per core, at most 8)")
-    text = f"difficulty from 0 (off) to 1; may be repeated; one of {', '.join(DIALS)}"
-    new.add_argument("--dial", type=dial, action="append", metavar="NAME=VALUE", help=text)
+    _draw_arguments(new)
 
     check = commands.add_parser("check", help="print the counts of a set, or its first faults")
     check.add_argument("dir", type=Path, help="holds bbox_train, bbox_test and info")
@@ -63,6 +55,18 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("out", type=Path, help="new folder for the set")
     convert.add_argument("--seed", type=int, default=0, help="which half to train on (0)")
     return top
+
+
+def _draw_arguments(new: argparse.ArgumentParser) -> None:
+    new.add_argument("--out", type=Path, required=True, help="new folder for the set")
+    new.add_argument("--train-ids", "--ids", type=int, default=60, help="people to train on (60)")
+    new.add_argument("--test-ids", type=int, default=40, help="other people to test on (40)")
+    new.add_argument("--seed", type=int, default=0, help="same seed, same set (0)")
+    new.add_argument("--height", type=int, default=128, help="rows of a frame, 128 or 256 (128)")
+    new.add_argument("--long", type=int, default=0, help="test people with 200-900 frames (0)")
+    new.add_argument("--workers", type=int, help="processes that draw (one per core, at most 8)")
+    text = f"difficulty from 0 (off) to 1; may be repeated; one of {', '.join(DIALS)}"
+    new.add_argument("--dial", type=dial, action="append", metavar="NAME=VALUE", help=text)
 
 
 def main(argv: list[str] | None = None) -> int:

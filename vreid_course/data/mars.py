@@ -160,10 +160,10 @@ def read_query(root: Path, test: Split) -> np.ndarray:
 
 def _read_mat(path: Path, key: str, columns: int | None = None) -> np.ndarray:
     """One matrix of whole numbers in a .mat file, (N, columns) or (1, N), as int64."""
+    if not path.is_file():
+        raise MarsError(f"{path}: no such file: {COPY}")
     try:
-        content = loadmat(path)
-    except FileNotFoundError:
-        raise MarsError(f"{path}: no such file: {COPY}") from None
+        content = loadmat(path, appendmat=False)
     except Exception as error:  # SciPy raises many kinds on a broken file
         raise MarsError(f"{path}: no MATLAB file ({type(error).__name__}): {COPY}") from error
     if key not in content:

@@ -15,9 +15,17 @@ from tqdm import tqdm
 
 from .attributes import Attributes, read_attributes, write_attributes
 from .mars import (
-    PARTS, Mars, MarsError, Split, frame_names, read_frame, read_mars, read_query, read_split,
+    PARTS,
+    Mars,
+    MarsError,
+    Split,
+    frame_names,
+    read_frame,
+    read_mars,
+    read_query,
+    read_split,
     write_info,
-)  # fmt: skip
+)
 
 MOST_FAULTS = 10
 SOURCES = (  # folder, its cameras, highest person number and fewest frames that are taken
@@ -127,28 +135,30 @@ def counts(mars: Mars) -> str:
         "- people": (test, test.pids > 0),
         "- distractors": (test, test.pids == 0),
         "- junk": (test, test.pids == -1),
-        "query": (test, np.isin(np.arange(len(test)), mars.query)),
+        "query": (test, mars.query),
     }
-    lines = [
-        f"{'':14}{'ids':>6}{'tracklets':>10}{'frames':>10}   "
-        f"{'min / median / mean / max':26}tracklets of camera 1..6"
-    ]
-    for name, (split, rows) in groups.items():
-        pids, lengths = split.pids[rows], split.lengths[rows]
-        ids = len(np.unique(pids[pids > 0]))
-        line = f"{name:14}{ids or '-':>6}{len(pids):>10}{lengths.sum():>10}"
-        if len(pids):
-            spread = f"{lengths.min()} / {np.median(lengths):g} / {lengths.mean():.2f}"
-            cameras = np.bincount(split.camids[rows], minlength=7)[1:].tolist()
-            line += f"   {f'{spread} / {lengths.max()}':26}{cameras}"
-        lines.append(line)
-    everyone, others = np.arange(len(test)), np.setdiff1d(np.arange(len(test)), mars.query)
+    head = f"{'':14}{'ids':>6}{'tracklets':>10}{'frames':>10}   {'min / median / mean / max':26}"
+    lines = [head + "tracklets of camera 1..6"]
+    lines += [_count(name, split, rows) for name, (split, rows) in groups.items()]
+    everyone = np.arange(len(test))
+    others = np.setdiff1d(everyone, mars.query)
     lines.append(f"{'total frames':30}{train.lengths.sum() + test.lengths.sum():>10}")
     lines.append(
         f"queries without a match in another camera: {_unmatched(mars, everyone)};"
         f" with the queries left out of the gallery: {_unmatched(mars, others)}"
     )
     return "\n".join(lines)
+
+
+def _count(name: str, split: Split, rows: np.ndarray) -> str:
+    pids, lengths = split.pids[rows], split.lengths[rows]
+    ids = len(np.unique(pids[pids > 0]))
+    line = f"{name:14}{ids or '-':>6}{len(pids):>10}{lengths.sum():>10}"
+    if len(pids) == 0:
+        return line
+    spread = f"{lengths.min()} / {np.median(lengths):g} / {lengths.mean():.2f} / {lengths.max()}"
+    cameras = np.bincount(split.camids[rows], minlength=7)[1:].tolist()
+    return f"{line}   {spread:26}{cameras}"
 
 
 def _unmatched(mars: Mars, gallery: np.ndarray) -> int:

@@ -1,0 +1,119 @@
+"""Notebooks: hygiene of the committed ones, and proof that wrong ones turn the run red."""
+
+import json
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import nbformat
+import pytest
+from notebook_rules import LARGEST, problems
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_hygiene(path):
+    assert not problems(path), "\n".join(problems(path))
+
+
+def clean_notebook():
+    """Two executed code cells, the first of them an export cell, and a text with a link."""
+    code = nbformat.v4.new_code_cell
+    export = 'import math\n\nSIZE = 3\n"""A text."""\n\n\ndef double(x):\n    return 2 * x'
+    text = nbformat.v4.new_output("stream", name="stdout", text="6\nnotebooks/00_tour.ipynb\n")
+    return nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_markdown_cell("See https://arxiv.org/abs/1703.07737 and data/cache/."),
+            code(export, metadata={"tags": ["export"]}, execution_count=1),
+            code("print(double(SIZE))  # https://example.org", outputs=[text], execution_count=2),
+            code(""),
+        ],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+    )
+
+
+def check(notebook, folder):
+    (folder / "planted.ipynb").write_text(json.dumps(notebook))
+    return problems(folder / "planted.ipynb")
+
+
+def test_a_clean_notebook_has_no_problem(tmp_path):
+    assert check(clean_notebook(), tmp_path) == []
+
+
+def show(**data):
+    kinds = {kind.replace("_", "/").replace("1", "+"): value for kind, value in data.items()}
+    return lambda nb: nb.cells[2].outputs.append(
+        nbformat.v4.new_output("display_data", data={"text/plain": "<Figure>"} | kinds)
+    )
+
+
+def say(text):
+    output = nbformat.v4.new_output("stream", name="stderr", text=text)
+    return lambda nb: nb.cells[2].outputs.append(output)
+
+
+def put(index, key, value):
+    return lambda nb: nb.cells[index].update({key: value})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (put(2, "execution_count", 5), r"not executed in one go, from the top: \[1, 5\]"),
+        (put(2, "execution_count", None), "not executed"),
+        (put(2, "id", "x" * 80), "not valid"),
+        (lambda nb: nb.cells[2].update(id=nb.cells[1].id), "stands 2 times"),
+        (lambda nb: nb.metadata.update(widgets={}), "widget state"),
+        (lambda nb: nb.metadata.kernelspec.update(name="mine"), "kernel is not python3"),
+        (put(2, "source", "x = 1\n" * 21), "21 lines of code"),
+        (put(2, "source", "!pip install torch"), "uses the network: pip install"),
+        (put(2, "source", "urlopen('https://example.org')"), "uses the network"),
+        (put(1, "source", "model = 3"), "exports 'model = 3'"),
+        (put(1, "source", "print(3)"), "exports"),
+        (put(1, "source", "for X in range(3):\n    Y = X"), "exports"),
+        (put(1, "source", "%matplotlib inline"), "not plain Python"),
+        (show(**{"image_svg1xml": "<svg/>"}), "no PNG: image/svg"),
+        (show(image_jpeg="AAAA"), "no PNG: image/jpeg"),
+        (say("/home/someone/course/x.py:3: UserWarning"), "names a place: /home/someone"),
+        (say("in /tmp/ipykernel_12/34.py"), "names a place: /tmp/ipykernel_12"),
+        (say("C:\\Users\\someone"), "names a place: C:"),
+        (put(0, "source", "Look in /work/data."), "names a place: /work/data"),
+        (put(0, "source", "Take it from https://pypi.org/simple."), "names a place: pypi."),
+        (show(text_html="x" * LARGEST), "bytes, more than"),
+        (
+            lambda nb: nb.cells[2].outputs.append(
+                nbformat.v4.new_output("error", ename="KeyError", evalue="'x'", traceback=[])
+            ),
+            "failed: KeyError",
+        ),
+    ],
+)
+def test_each_rule_sees_what_breaks_it(spoil, message, tmp_path):
+    notebook = clean_notebook()
+    spoil(notebook)
+    found = check(notebook, tmp_path)
+    assert any(re.search(message, line) for line in found), found
+
+
+@pytest.mark.slow
+def test_a_wrong_output_and_a_wrong_answer_turn_the_run_red(tmp_path):
+    compared = {"tags": ["nbval-check-output"]}
+    two = nbformat.v4.new_output("stream", name="stdout", text="2\n")
+    here = f"import sys\n\nassert sys.prefix == {sys.prefix!r}"
+    for name, shown, answer in (("right", "1 + 1", 4), ("output", "1 + 2", 4), ("answer", "2", 5)):
+        code = partial(nbformat.v4.new_code_cell, execution_count=1)
+        cells = [code(here), code(f"print({shown})", metadata=compared, outputs=[two])]
+        cells += [code("print(7)", outputs=[two]), code(f"assert 2 + 2 == {answer}")]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / f"{name}.ipynb")
+    command = [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "-v", "-rN"]
+    command += ["-p", "no:cacheprovider", "--color=no", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    outcomes = re.findall(r"(\w+)\.ipynb::Cell (\d) (PASSED|FAILED)", done.stdout)
+    failed = [(name, cell) for name, cell, outcome in outcomes if outcome == "FAILED"]
+    assert len(outcomes) == 12 and failed == [("answer", "3"), ("output", "1")], done.stdout
+    assert done.returncode == 1

@@ -44,7 +44,7 @@ def test_check_prints_the_counts(root, capsys):
     assert "- distractors - 1 2 2 / 2 / 2.00 / 2 [0, 0, 0, 0, 0, 1]" in text
     assert "- junk - 1 2 2 / 2 / 2.00 / 2 [1, 0, 0, 0, 0, 0]" in text
     assert "query 1 2 6 2 / 3 / 3.00 / 4 [1, 0, 1, 0, 0, 0]" in text
-    assert "total frames 21" in text
+    assert "total frames: 21" in text
     # the query of camera 1 has no other match left once the query of camera 3 is taken out
     assert "another camera: 0; with the queries left out of the gallery: 1" in text
 
@@ -58,6 +58,13 @@ def test_check_opens_frames_on_request(root, how):
     assert fault.startswith(f"{path}: ")
 
 
+def test_check_sees_frames_of_other_sizes(root):
+    Image.new("RGB", (9, 16)).save(read_mars(root).test.paths(3)[1])
+    assert tools.check(root) == []
+    (fault,) = tools.check(root, frames=True)
+    assert "0002C1T0002 has frames of several sizes" in fault
+
+
 def test_check_collects_faults_of_all_files(root, capsys):
     (root / "info" / "tracks_train_info.mat").unlink()
     (root / "info" / "query_IDX.mat").write_text("no")
@@ -65,9 +72,9 @@ def test_check_collects_faults_of_all_files(root, capsys):
     for path in gone:
         path.unlink()
     faults = tools.check(root)
-    assert len(faults) == 4 and "tracks_train_info.mat" in faults[0]
-    assert [fault.split(": ")[0] for fault in faults[1:]] == [str(path) for path in gone]
-    assert capsys.readouterr().out.count("fault: ") == 4
+    assert "tracks_train_info.mat" in faults[0] and "query_IDX.mat" in faults[1]
+    assert [fault.split(": ")[0] for fault in faults[2:]] == [str(path) for path in gone]
+    assert capsys.readouterr().out.count("fault: ") == 5
 
 
 def pictures_of_test(root):
@@ -139,7 +146,7 @@ def test_full_disk_leaves_nothing(crowd, tmp_path, monkeypatch):
     def full(*_, query):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tools, "write_info", full)
+    monkeypatch.setattr(tools.layout, "write_info", full)
     with pytest.raises(MarsError, match="small: not written .*No space left on device"):
         tools.subset(crowd, tmp_path / "small", ids=2)
     assert [path.name for path in tmp_path.iterdir()] == ["crowd"]
@@ -205,7 +212,7 @@ def test_convert_prid_takes_people_of_enough_frames(tmp_path):
 
 
 def test_convert_refusals(tmp_path):
-    with pytest.raises(MarsError, match="holds neither sequences/cam1"):
+    with pytest.raises(MarsError, match="no people in sequences/cam1"):
         tools.convert(tmp_path, tmp_path / "out")
     for camera in (1, 2):
         for person in (1, 2):

@@ -99,7 +99,7 @@ class Split:
         columns = ("first", "last", "pids", "camids")
         part = replace(self, **{name: getattr(self, name)[rows] for name in columns})
         if len(part) == 0:
-            raise MarsError(f"{self.folder}: no tracklets left after filtering: ask for fewer cuts")
+            raise MarsError(f"{self.folder}: no tracklets left after filtering: filter less")
         return part
 
 
@@ -182,9 +182,9 @@ def _read_mat(path: Path, key: str, columns: int | None = None) -> np.ndarray:
 def _check_rows(path: Path, rows: np.ndarray, lowest_pid: int) -> None:
     """Tracklets tile the name list from line 1 on; identities and cameras are in range."""
     first, last, pids, camids = rows.T
-    follows = first == np.concatenate([[1], last[:-1] + 1])
     checks = {
-        "its frames do not follow the row before": ~follows | (last < first),
+        "its frames do not follow the row before": first != np.append(1, last[:-1] + 1),
+        "it has no frames": last < first,
         f"identity is not in {lowest_pid}..9999": (pids < lowest_pid) | (pids > 9999),
         "camera is not in 1..6": (camids < 1) | (camids > 6),
     }
@@ -257,11 +257,11 @@ def write_info(
     for part, tracklets in zip(PARTS, (train, test), strict=True):
         text = "".join(f"{name}\r\n" for names in tracklets for name in names)
         (info / f"{part}_name.txt").write_bytes(text.encode("ascii"))
-        rows, last = np.zeros((len(tracklets), 4), np.int32), 0
-        for row, names in zip(rows, tracklets, strict=True):
+        rows, last = [], 0
+        for names in tracklets:
             pid = -1 if names[0][:4] == folder_name(-1) else int(names[0][:4])
-            row[:] = last + 1, last + len(names), pid, int(names[0][5])
-            last += len(names)
+            rows.append((last + 1, last := last + len(names), pid, int(names[0][5])))
+        rows = np.array(rows, np.int32).reshape(-1, 4)
         _write_mat(info / f"tracks_{part}_info.mat", f"track_{part}_info", rows)
     if query is None:
         query = query_rows(rows[:, 2], rows[:, 3])

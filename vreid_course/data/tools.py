@@ -3,9 +3,9 @@
 import os
 import re
 import shutil
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -13,19 +13,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from . import mars as layout
 from .attributes import Attributes, read_attributes, write_attributes
-from .mars import (
-    PARTS,
-    Mars,
-    MarsError,
-    Split,
-    frame_names,
-    read_frame,
-    read_mars,
-    read_query,
-    read_split,
-    write_info,
-)
+from .mars import PARTS, Mars, MarsError, Split
 
 MOST_FAULTS = 10
 SOURCES = (  # folder, its cameras, highest person number and fewest frames that are taken
@@ -67,106 +57,87 @@ def check(root: str | Path, frames: bool = False) -> list[str]:
 
     Verifies the index and that every frame file is there; `frames` opens every frame as well.
     """
-    root = Path(root).expanduser()
-    faults, splits = [], []
-    for part in PARTS:
+    root, faults = Path(root).expanduser(), []
+
+    def attempt(read: Callable, *arguments):
         try:
-            splits.append(read_split(root, part))
+            return read(*arguments)
         except MarsError as error:
             faults.append(str(error))
-    if len(splits) == 2:
-        try:
-            mars = Mars(root, *splits, read_query(root, splits[1]))
-            if len(both := np.intersect1d(mars.train.pids, mars.test.pids)):
-                faults.append(f"{root}: identities {both[:5]} stand in train and in test: renumber")
-        except MarsError as error:
-            faults.append(str(error))
-    for split in splits:
-        faults += _bad_frames(split) if frames else _missing_frames(split)
+
+    train, test = (attempt(layout.read_split, root, part) for part in PARTS)
+    query = test and attempt(layout.read_query, root, test)
+    if train and test and len(both := np.intersect1d(train.pids, test.pids)):
+        faults.append(f"{root}: identities {both[:5]} stand in train and in test: renumber")
+    for split in filter(None, (train, test)):
+        faults += islice(_frame_faults(split, frames), MOST_FAULTS)
     faults = list(dict.fromkeys(faults))[:MOST_FAULTS]
-    print("\n".join([f"fault: {fault}" for fault in faults]) if faults else counts(mars))
+    lines = [f"fault: {fault}" for fault in faults] or counts(Mars(root, train, test, query))
+    print("\n".join(lines))
     return faults
 
 
-def _missing_frames(split: Split) -> list[str]:
-    """One line for each of the first frames that are not in their folder."""
-    folders = [split.folder / name for name in np.unique(split.names.astype("U4"))]
-    there = {
-        name
-        for folder in tqdm(folders, desc=split.folder.name, unit="folder", delay=1)
-        if folder.is_dir()
-        for name in os.listdir(folder)
-        if name.startswith(folder.name)
-    }
-    missing = [name for name in split.names.tolist() if name not in there][:MOST_FAULTS]
-    return [f"{split.folder / name[:4] / name}: no such frame: copy it again" for name in missing]
+def _frame_faults(split: Split, open_them: bool) -> Iterator[str]:
+    """One line for each frame that is missing or, if they are opened, that cannot be read."""
 
-
-def _bad_frames(split: Split) -> list[str]:
-    """One line for each of the first frames that cannot be read, and odd-sized tracklets."""
-
-    def open_all(i: int) -> list[str]:
-        faults, sizes = [], set()
-        for path in split.paths(i):
+    def faults(i: int) -> list[str]:
+        paths, found, sizes = split.paths(i), [], set()
+        if not open_them:
+            return [f"{p}: no such frame: copy it again" for p in paths if not p.is_file()]
+        for path in paths:
             try:
-                sizes.add(read_frame(path).shape)
+                sizes.add(layout.read_frame(path).shape)
             except MarsError as error:
-                faults.append(str(error))
+                found.append(str(error))
         if len(sizes) > 1:
-            faults.append(f"{split.folder}: {split.key(i)} has frames of several sizes: resize it")
-        return faults
+            found.append(
+                f"{paths[0].parent}: {split.key(i)} has frames of several sizes: resize it"
+            )
+        return found
 
-    faults = []
     with ThreadPool() as pool:
-        opened = pool.imap(open_all, range(len(split)))
-        for found in tqdm(opened, split.folder.name, len(split), unit="tracklet", delay=1):
-            faults += found
-            if len(faults) >= MOST_FAULTS:
-                break
-    return faults
+        found = pool.imap(faults, range(len(split)), chunksize=8)
+        for lines in tqdm(found, split.folder.name, len(split), unit="tracklet", delay=1):
+            yield from lines
 
 
-def counts(mars: Mars) -> str:
-    """The table of identities, tracklets, frames, lengths and cameras, as text."""
-    train, test = mars.train, mars.test
+def counts(mars: Mars) -> list[str]:
+    """The table of identities, tracklets, frames, lengths and cameras, line by line."""
+    test = mars.test
     groups = {
-        "train": (train, train.pids > 0),
+        "train": (mars.train, mars.train.pids > 0),
         "test": (test, test.pids > -2),
         "- people": (test, test.pids > 0),
         "- distractors": (test, test.pids == 0),
         "- junk": (test, test.pids == -1),
         "query": (test, mars.query),
     }
-    head = f"{'':14}{'ids':>6}{'tracklets':>10}{'frames':>10}   {'min / median / mean / max':26}"
-    lines = [head + "tracklets of camera 1..6"]
-    lines += [_count(name, split, rows) for name, (split, rows) in groups.items()]
-    everyone = np.arange(len(test))
-    others = np.setdiff1d(everyone, mars.query)
-    lines.append(f"{'total frames':30}{train.lengths.sum() + test.lengths.sum():>10}")
-    lines.append(
+    form = "{:14}{:>6}{:>10}{:>10}   {:26}{}"
+    spread = "min / median / mean / max"
+    lines = [form.format("", "ids", "tracklets", "frames", spread, "tracklets of camera 1..6")]
+    for name, (split, rows) in groups.items():
+        pids, lengths, spread = split.pids[rows], split.lengths[rows], ""
+        if len(pids):
+            spread = f"{lengths.min()} / {np.median(lengths):g} / {lengths.mean():.2f}"
+            spread += f" / {lengths.max()}"
+        ids = len(np.unique(pids[pids > 0])) or "-"
+        cameras = np.bincount(split.camids[rows], minlength=7)[1:].tolist()
+        lines.append(form.format(name, ids, len(pids), lengths.sum(), spread, cameras))
+    everyone = np.ones(len(test), bool)
+    others = ~np.isin(np.arange(len(test)), mars.query)
+    return lines + [
+        f"total frames: {mars.train.lengths.sum() + test.lengths.sum()}",
         f"queries without a match in another camera: {_unmatched(mars, everyone)};"
-        f" with the queries left out of the gallery: {_unmatched(mars, others)}"
-    )
-    return "\n".join(lines)
-
-
-def _count(name: str, split: Split, rows: np.ndarray) -> str:
-    pids, lengths = split.pids[rows], split.lengths[rows]
-    ids = len(np.unique(pids[pids > 0]))
-    line = f"{name:14}{ids or '-':>6}{len(pids):>10}{lengths.sum():>10}"
-    if len(pids) == 0:
-        return line
-    spread = f"{lengths.min()} / {np.median(lengths):g} / {lengths.mean():.2f} / {lengths.max()}"
-    cameras = np.bincount(split.camids[rows], minlength=7)[1:].tolist()
-    return f"{line}   {spread:26}{cameras}"
+        f" with the queries left out of the gallery: {_unmatched(mars, others)}",
+    ]
 
 
 def _unmatched(mars: Mars, gallery: np.ndarray) -> int:
     """How many queries find no tracklet of their person from another camera in the gallery."""
-    cameras = defaultdict(set)
-    for row in gallery:
-        cameras[mars.test.pids[row]].add(mars.test.camids[row])
-    return sum(not cameras[mars.test.pids[q]] - {mars.test.camids[q]} for q in mars.query)
+    pids, camids = mars.test.pids, mars.test.camids
+    return sum(
+        not (gallery & (pids == pids[row]) & (camids != camids[row])).any() for row in mars.query
+    )
 
 
 def subset(src: str | Path, out: str | Path, ids: int, seed: int = 0) -> None:
@@ -176,7 +147,7 @@ def subset(src: str | Path, out: str | Path, ids: int, seed: int = 0) -> None:
     their numbers. Frames are hard links where the disk allows them, else copies. MarsError if
     there are fewer people, or if `out` holds something.
     """
-    mars, rng = read_mars(src), np.random.default_rng(seed)
+    mars, rng = layout.read_mars(src), np.random.default_rng(seed)
     chosen, plan = [], {}
     for part, split in zip(PARTS, (mars.train, mars.test), strict=True):
         people = np.unique(split.pids[split.pids > 0])
@@ -210,7 +181,7 @@ def convert(src: str | Path, out: str | Path, seed: int = 0) -> None:
     plan = {}
     for part, pids in zip(PARTS, (order[: len(order) // 2], order[len(order) // 2 :]), strict=True):
         plan[part] = [
-            list(zip(paths, frame_names(pid, camid, camid, len(paths)), strict=True))
+            list(zip(paths, layout.frame_names(pid, camid, camid, len(paths)), strict=True))
             for pid in sorted(pids)
             for camid, paths in enumerate(people[pid], start=1)
         ]
@@ -221,19 +192,16 @@ def _people_of(src: Path) -> dict[int, list[list[Path]]]:
     """Person number -> the pictures of the first and of the second camera."""
     for folder, cameras, last, fewest in SOURCES:
         for root in (src, src / folder, *src.glob(f"*/{folder}")):
-            if all((root / camera).is_dir() for camera in cameras):
-                people = {}
-                for person in sorted((root / cameras[0]).iterdir()):
-                    number = int(re.sub(r"\D", "", person.name) or 0)
-                    shots = [sorted((root / c / person.name).glob("*.png")) for c in cameras]
-                    if 1 <= number <= last and min(map(len, shots)) >= fewest:
-                        people[number] = shots
-                if len(people) >= 2:
-                    return people
-    raise MarsError(
-        f"{src}: holds neither sequences/cam1 and cam2 (iLIDS-VID) nor multi_shot/cam_a and cam_b"
-        " (PRID-2011) with people in both cameras: name the unpacked folder"
-    )
+            people = {}
+            for person in sorted(root.glob(f"{cameras[0]}/person*")):
+                number = int(re.sub(r"\D", "", person.name) or 0)
+                shots = [sorted(root.glob(f"{c}/{person.name}/*.png")) for c in cameras]
+                if 1 <= number <= last and min(map(len, shots)) >= fewest:
+                    people[number] = shots
+            if len(people) >= 2:
+                return people
+    fault = "no people in sequences/cam1 and cam2 (iLIDS-VID) or multi_shot/cam_a and cam_b (PRID)"
+    raise MarsError(f"{src}: {fault}: name the unpacked folder")
 
 
 def _write_set(
@@ -251,7 +219,7 @@ def _write_set(
                 folder.mkdir(parents=True, exist_ok=True)
                 save(source, folder / name)
         names = [[[name for _, name in pairs] for pairs in plan[part]] for part in PARTS]
-        write_info(new, *names, query=query)
+        layout.write_info(new, *names, query=query)
         for file, annotation in annotations.items():
             write_attributes(new / file, annotation)
 

@@ -29,7 +29,7 @@ def load_frame(path: Path, size: tuple[int, int]) -> np.ndarray:
     try:
         with Image.open(path, formats=["JPEG"]) as picture:
             picture.draft("RGB", (width, height))  # a large frame is decoded at 1/2, 1/4 or 1/8
-            picture = picture.convert("RGB")
+            picture = picture if picture.mode == "RGB" else picture.convert("RGB")
             if picture.size != (width, height):
                 picture = picture.resize((width, height), Image.Resampling.BILINEAR)
             return np.asarray(picture)
@@ -117,9 +117,12 @@ def augment(clip: Tensor, rng: Rng = None, zoom: float = 1.125, per_frame: bool 
 
 def normalise(clips: Tensor) -> Tensor:
     """uint8 (..., 3, H, W) in 0..255 -> float32 with ImageNet's mean and deviation taken out."""
-    mean = torch.tensor(IMAGENET_MEAN, device=clips.device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=clips.device).view(3, 1, 1)
-    return clips.float().mul_(1 / (255 * std)).sub_(mean / std)
+    width = clips.shape[-1]
+    mean = torch.tensor(IMAGENET_MEAN * width, device=clips.device)  # (W*3,), as it lies in memory
+    std = torch.tensor(IMAGENET_STD * width, device=clips.device)
+    lines = clips.movedim(-3, -1).flatten(-2).float()  # (..., H, W*3)
+    torch.addcmul(-mean / std, lines, 1 / (255 * std), out=lines)
+    return lines.unflatten(-1, (width, 3)).movedim(-1, -3)
 
 
 class ClipDataset(Dataset):

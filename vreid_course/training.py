@@ -70,27 +70,27 @@ def train(
     process = (accelerator.process_index, accelerator.num_processes)
     objective.train()
     bar = tqdm(total=steps, initial=start, unit="step", disable=not accelerator.is_main_process)
-    for step, batch in enumerate(batches(start, steps, process), start):
-        torch.manual_seed(_seed(seed, step, process[0]))  # dropout, whatever came before
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * schedule(step)
-        with _memory_advice(batch["clips"].shape):
-            total, parts = objective(_to_device(batch, accelerator.device))
-            row = {"step": step, "lr": group["lr"]} | _averages(accelerator, total, parts)
-            if not math.isfinite(row["loss"]):
-                raise TrainingError(f"the loss is {row['loss']} at step {step} {row}: lower lr")
-            stepper.zero_grad()
-            accelerator.backward(total)
-            stepper.step()
-        history.append(row)
-        bar.set_postfix({k: f"{row[k]:.3g}" for k in row if k not in ("step", "lr")}, refresh=False)
-        bar.update()
-        if path and ((step + 1) % save_every == 0 or step + 1 == steps):
-            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-            state |= {"step": step + 1, "seed": seed, "history": history}
-            if accelerator.is_main_process:
-                save_checkpoint(path, state)
-    bar.close()
+    with bar:
+        for step, batch in enumerate(batches(start, steps, process), start):
+            torch.manual_seed(_seed(seed, step, process[0]))  # dropout, whatever came before
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * schedule(step)
+            with _memory_advice(batch["clips"].shape):
+                total, parts = objective(_to_device(batch, accelerator.device))
+                values = _averages(accelerator, total, parts)
+                if not math.isfinite(values["loss"]):
+                    raise TrainingError(f"at step {step}: {values}: lower the learning rate")
+                stepper.zero_grad()
+                accelerator.backward(total)
+                stepper.step()
+            history.append({"step": step, "lr": group["lr"]} | values)
+            bar.set_postfix({k: f"{value:.3g}" for k, value in values.items()}, refresh=False)
+            bar.update()
+            if path and ((step + 1) % save_every == 0 or step + 1 == steps):
+                state = {"step": step + 1, "seed": seed, "history": history}
+                state |= {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+                if accelerator.is_main_process:
+                    save_checkpoint(path, state)
     return history
 
 

@@ -1,0 +1,338 @@
+"""The loop: learns, resumes bit for bit, survives being killed, says what is wrong; extraction."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_split
+from torch import nn
+
+from vreid_course import losses, sampling, training
+from vreid_course.loader import ClipBatches, ClipDataset, FrameStore, augment, normalise
+from vreid_course.training import TrainingError, extract, train
+
+SIZE = (32, 16)
+TESTS = Path(__file__).parent
+
+
+class Net(nn.Module):
+    """A model with what makes a run depend on its history: batch norm, dropout, momentum."""
+
+    def __init__(self, num_ids=4):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 5, stride=4)
+        self.norm, self.drop = nn.BatchNorm2d(8), nn.Dropout(0.3)
+        self.head = nn.Linear(8, num_ids)
+
+    def forward(self, clips):
+        maps = self.norm(self.conv(clips.flatten(0, 1))).relu()
+        features = maps.mean((2, 3)).unflatten(0, clips.shape[:2]).mean(1)
+        return features, self.head(self.drop(features))
+
+
+def loss(model, batch):
+    features, logits = model(batch["clips"])
+    parts = {
+        "cross entropy": losses.smoothed_cross_entropy(logits, batch["labels"]),
+        "triplet": losses.batch_hard_triplet(features, batch["pids"]),
+        "accuracy": losses.accuracy(logits, batch["labels"]),
+    }
+    return parts["cross entropy"] + parts["triplet"], parts
+
+
+def run(split, steps, folder=None, loss=loss, lr=0.01, seed=0, P=2, **options):
+    torch.manual_seed(5)
+    model = Net()
+    sampler = partial(sampling.consecutive, frames=3)
+    dataset = ClipDataset(FrameStore(split, SIZE), sampler, seed=seed)
+    batches = ClipBatches(dataset, sampling.IdentityBatches(split.pids, P, K=2, seed=seed))
+    optimiser = torch.optim.Adam(model.parameters(), lr=lr)
+    schedule = training.cosine(40, warmup=4)
+    options = {"schedule": schedule, "seed": seed, "folder": folder, "save_every": 4} | options
+    return model, train(model, loss, optimiser, batches, steps, **options)
+
+
+def same(one, two):
+    pairs = zip(one.state_dict().values(), two.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    return tiny_split(tmp_path_factory.mktemp("bbox_train"))
+
+
+@pytest.fixture(scope="module")
+def whole(split):
+    """An uninterrupted run of 16 steps."""
+    return run(split, 16)
+
+
+def test_it_learns(split, capfd):
+    model, history = run(split, 40, lr=0.05, P=4)
+    assert [row["step"] for row in history] == list(range(40))
+    assert np.mean([row["cross entropy"] for row in history[-5:]]) < history[0]["loss"] - 0.5
+    store = FrameStore(split, SIZE)
+    logits = extract(model, lambda model, frames: model(frames[None])[1][0], store, sampling.whole)
+    assert (logits.argmax(1) == [0, 0, 1, 1, 2, 2, 3, 3]).mean() > 0.8
+    assert history[0]["lr"] == pytest.approx(0.05 / 4) and history[-1]["lr"] < 1e-3
+    assert history[3]["lr"] == pytest.approx(0.05)
+    row = history[7]
+    assert row["loss"] == pytest.approx(row["cross entropy"] + row["triplet"], rel=1e-5)
+    bar = capfd.readouterr().err
+    assert "40/40" in bar and "accuracy=" in bar and "loss=" in bar and "<00:00" in bar
+
+
+def test_the_seed_is_the_run(split, whole):
+    model, history = run(split, 16)
+    assert same(model, whole[0]) and history == whole[1]
+    assert not same(run(split, 16, seed=1)[0], whole[0])
+
+
+def test_training_is_left_in_training_mode_and_on(split, whole):
+    assert whole[0].training and all(p.requires_grad for p in whole[0].parameters())
+
+
+class Stop(Exception):
+    pass
+
+
+def stopping_at(step):
+    seen = []
+
+    def stopping(model, batch):
+        seen.append(0)
+        if len(seen) > step:
+            raise Stop
+        return loss(model, batch)
+
+    return stopping
+
+
+@pytest.mark.parametrize("stop", [3, 6, 12])
+def test_resume_is_the_uninterrupted_run_bit_for_bit(split, whole, tmp_path, stop):
+    with pytest.raises(Stop):
+        run(split, 16, tmp_path, stopping_at(stop))
+    assert (tmp_path / "last.pt").exists() == (stop >= 4)
+    torch.manual_seed(1234)  # what happens in between is no matter
+    model, history = run(split, 16, tmp_path)
+    assert same(model, whole[0]) and history == whole[1]
+    again, history = run(split, 16, tmp_path, loss=None)  # done: nothing is left to train
+    assert same(again, whole[0]) and history == whole[1]
+
+
+def test_killed_and_resumed(split, whole, tmp_path):
+    """A process that is killed in the middle of a step, by the system."""
+    script = textwrap.dedent(f"""
+        import sys, time
+        sys.path.insert(0, {str(TESTS)!r})
+        from pathlib import Path
+        import test_training as t
+        def slow(model, batch):
+            print("step", flush=True)
+            time.sleep(0.05)
+            return t.loss(model, batch)
+        t.run(t.tiny_split(Path({str(tmp_path / "set")!r})), 16, {str(tmp_path / "run")!r}, slow)
+    """)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    for _ in range(7):
+        assert process.stdout.readline() == b"step\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    state = training.load_checkpoint(tmp_path / "run" / "last.pt")
+    assert state["step"] == 4 and len(state["history"]) == 4
+    model, history = run(split, 16, tmp_path / "run")
+    assert same(model, whole[0]) and history == whole[1]
+
+
+def one_line(info):
+    assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run(split, tmp_path, value):
+    steps = []
+
+    def broken(model, batch):
+        steps.append(0)
+        total, parts = loss(model, batch)
+        return (total * value if len(steps) == 6 else total), parts
+
+    with pytest.raises(TrainingError, match=f"at step 5: .*{value}.*learning rate") as info:
+        run(split, 16, tmp_path, broken)
+    one_line(info)
+    assert training.load_checkpoint(tmp_path / "last.pt")["step"] == 4
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "empty", "code"])
+def test_a_broken_checkpoint_is_named(split, tmp_path, damage):
+    path = tmp_path / "last.pt"
+    run(split, 4, tmp_path)
+    if damage == "code":
+        torch.save({"model": Path, "step": 1}, path)  # would run code when unpickled freely
+    else:
+        content = path.read_bytes()
+        path.write_bytes({"cut": content[:-500], "text": b"hello", "empty": b""}[damage])
+    with pytest.raises(TrainingError, match=r"last\.pt.*delete it") as info:
+        run(split, 8, tmp_path)
+    one_line(info)
+
+
+def test_a_foreign_checkpoint_is_named(split, tmp_path):
+    run(split, 8, tmp_path)
+    for options, what in (({"seed": 1}, "seed 0"), ({}, "8 steps, not seed 0 and 4")):
+        with pytest.raises(TrainingError, match=rf"last\.pt.*{what}.*delete it"):
+            run(split, 4, tmp_path, **options)
+    model = Net(num_ids=7)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TrainingError, match=r"last\.pt.*another model.*delete it") as info:
+        train(model, loss, optimiser, None, 8, folder=tmp_path)
+    one_line(info)
+
+
+def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / "runs" / "last.pt"
+    training.save_checkpoint(path, {"step": 1})
+
+    def full_disk(state, where):
+        Path(where).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(TrainingError, match=r"last\.pt.*No space left.*free") as info:
+        training.save_checkpoint(path, {"step": 2})
+    one_line(info)
+    assert training.load_checkpoint(path) == {"step": 1}
+    assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
+
+
+def test_a_full_gpu_is_explained(split):
+    def full(model, batch):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate 3 GiB")
+
+    with pytest.raises(TrainingError, match=r"out of memory.*\(4, 3, 3, 32, 16\).*fewer") as info:
+        run(split, 4, loss=full)
+    one_line(info)
+    with pytest.raises(TrainingError, match="out of memory"):
+        extract(Net(), full, FrameStore(split, SIZE), sampling.whole)
+
+
+def test_one_batch_is_enough(split):
+    """`batches` may be any callable, and float clips are taken as they are."""
+    model, seen = Net(), []
+    batch = {"clips": torch.randn(4, 2, 3, 32, 16), "labels": torch.arange(4)}
+
+    def plain(model, batch):
+        seen.append(batch["clips"])
+        return nn.functional.cross_entropy(model(batch["clips"])[1], batch["labels"]), {}
+
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    history = train(model, plain, optimiser, lambda *_: [batch] * 3, 3)
+    assert len(history) == 3 and all(torch.equal(clips, batch["clips"]) for clips in seen)
+
+
+# ------------------------------------------------------------------------------------ extraction
+
+
+def embed(model, frames):
+    assert not model.training and frames.dtype == torch.float32
+    return model(frames[None])[0][0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        sampling.whole,
+        partial(sampling.clips, frames=4),
+        partial(sampling.clips, frames=4, pad=True),
+        partial(sampling.spread, frames=3),
+    ],
+    ids=str,
+)
+def test_extract_is_the_plain_loop(split, sampler, workers):
+    model = Net()
+    found = extract(model, embed, FrameStore(split, SIZE), sampler, workers=workers)
+    assert found.shape == (8, 8) and found.dtype == np.float32 and model.training
+    model.eval()
+    for row in range(len(split)):
+        picked = sampler(int(split.lengths[row]), None)
+        features = []
+        for which in picked if isinstance(picked, list) else [picked]:
+            frames = torch.from_numpy(split.frames(row, which)).permute(0, 3, 1, 2)
+            frames = normalise(augment(frames))
+            features += [embed(model, frames).detach().numpy()] * len(which)
+        np.testing.assert_allclose(found[row], np.mean(features, 0), rtol=1e-5, atol=1e-6)
+
+
+def test_a_long_tracklet_is_bounded_in_memory(tmp_path):
+    """920 frames in clips of 32: far less than all of them at once."""
+    split = tiny_split(tmp_path, (920,), (1,), size=SIZE)
+    sizes = []
+
+    def sized(model, frames):
+        sizes.append(len(frames))
+        return frames.mean((0, 2, 3))
+
+    extract(Net(), sized, FrameStore(split, SIZE, memory=0), partial(sampling.clips, frames=32))
+    assert max(sizes) == 32 and sum(sizes) == 920
+
+
+TWO = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import torch
+import test_training as t
+from vreid_course.training import extract
+
+class Frozen(t.Net):
+    def __init__(self):
+        super().__init__()
+        self.drop = torch.nn.Identity()
+    def train(self, mode=True):
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+def cross_entropy(model, batch):
+    value = t.losses.smoothed_cross_entropy(model(batch["clips"])[1], batch["labels"])
+    return value, {{}}
+
+t.Net = Frozen
+split = t.tiny_split(Path({folder!r}, "set" + sys.argv[1]))
+model, history = t.run(split, 12, Path({folder!r}) / sys.argv[1], cross_entropy)
+features = extract(model, t.embed, t.FrameStore(split, t.SIZE), t.sampling.whole)
+assert features.shape == (8, 8)
+torch.save({{"features": torch.from_numpy(features)}}, Path({folder!r}) / sys.argv[1] / "f.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tmp_path):
+    """The same global batch, frozen batch norm, cross entropy: equal weights and features."""
+    script = tmp_path / "script.py"
+    script.write_text(TWO.format(tests=str(TESTS), folder=str(tmp_path)), "utf-8")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    tiny_split(tmp_path / "settwo")  # so that the two do not write it at the same moment
+    for name, how in (("one", []), ("two", launch)):
+        command = [sys.executable, *how, str(script), name]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (training.load_checkpoint(tmp_path / name / "last.pt") for name in ("one", "two"))
+    for a, b in zip(one["model"].values(), two["model"].values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    for a, b in zip(one["history"], two["history"], strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+    features = (
+        training.load_checkpoint(tmp_path / name / "f.pt")["features"] for name in ("one", "two")
+    )
+    torch.testing.assert_close(*features, rtol=0, atol=1e-5)

@@ -1,0 +1,127 @@
+"""Opens a notebook in a real JupyterLab in headless Chromium, runs it and moves a widget."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run
+--disable-background-networking --disable-component-update --disable-sync""".split()
+NOTEBOOK_OPENED = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.isReady"
+RUN_ALL = """() => {
+    window.cellsRun = false;
+    jupyterapp.commands.execute("notebook:run-all-cells").then(() => { window.cellsRun = true; });
+}"""
+IDLE = """() => window.cellsRun &&
+    jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === "idle" """
+CELL_ERRORS = """() => Array.from(jupyterapp.shell.currentWidget.content.model.cells)
+    .flatMap(cell => cell.type === "code" ? cell.outputs.toJSON() : [])
+    .filter(output => output.output_type === "error")
+    .map(output => output.ename + ": " + output.evalue)"""
+PICTURES = """cell => Array.from(cell.querySelectorAll("img, canvas")).map(picture => {
+    const copy = document.createElement("canvas");
+    copy.width = picture.naturalWidth ?? picture.width;
+    copy.height = picture.naturalHeight ?? picture.height;
+    copy.getContext("2d").drawImage(picture, 0, 0);
+    return copy.toDataURL();
+})"""
+
+
+@dataclass
+class Visit:
+    """What a visit of a notebook left behind."""
+
+    cell_errors: list[str] = field(default_factory=list)
+    console_errors: list[str] = field(default_factory=list)
+    pictures: list[list[str]] = field(default_factory=list)  # beside the slider: before and after
+
+
+@contextmanager
+def jupyter_lab(folder: Path) -> Iterator[str]:
+    """Run JupyterLab on the notebooks of `folder`, with settings of its own; gives its address."""
+    settings = folder / ".jupyter" / "lab" / "user-settings" / "@jupyterlab"
+    for name, text in (  # draw all cells, also those out of sight; ask no question about news
+        ("notebook-extension/tracker", '{"windowingMode": "none"}'),
+        ("apputils-extension/notification", '{"fetchNews": "false", "checkForUpdates": false}'),
+    ):
+        (settings / name).parent.mkdir(parents=True, exist_ok=True)
+        (settings / f"{name}.jupyterlab-settings").write_text(text)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command += ["--expose-app-in-browser", "--IdentityProvider.token=", f"--ServerApp.port={port}"]
+    command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={folder}"]
+    own = {f"JUPYTER_{name}_DIR": str(folder / ".jupyter") for name in ("CONFIG", "RUNTIME")}
+    with (folder / "jupyter.log").open("w") as log:
+        server = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log)
+    try:
+        _wait_for(port, server, folder / "jupyter.log")
+        yield f"http://127.0.0.1:{port}/lab"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _wait_for(port: int, server: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        assert server.poll() is None, f"JupyterLab ended: {log.read_text()[-2000:]}"
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(f"JupyterLab does not answer after 90 s: {log.read_text()[-2000:]}")
+
+
+def chromium() -> str:
+    """Path of the installed Chromium."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    assert path, "no Chromium for the browser tests: apt-get install chromium"
+    return path
+
+
+def visit(notebook: Path, screenshots: Path, seconds: float, patience: float = 20) -> Visit:
+    """Open, run all cells, move the first slider, and save pictures of the page on the way.
+
+    The cells have `seconds`, the picture beside the slider has `patience` seconds to change.
+    """
+    seen = Visit()
+    with jupyter_lab(notebook.parent) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.on("pageerror", lambda error: seen.console_errors.append(str(error)))
+        page.on("console", lambda m: m.type == "error" and seen.console_errors.append(m.text))
+        page.goto(f"{address}/tree/{notebook.name}")
+        page.wait_for_function(NOTEBOOK_OPENED, timeout=60_000)
+        page.evaluate(RUN_ALL)
+        page.wait_for_function(IDLE, timeout=1000 * seconds)
+        seen.cell_errors = page.evaluate(CELL_ERRORS)
+        page.screenshot(path=screenshots / f"{notebook.stem}_run.png")
+        seen.pictures = _move_slider(page, patience)
+        page.screenshot(path=screenshots / f"{notebook.stem}_moved.png")
+        browser.close()
+    return seen
+
+
+def _move_slider(page: Page, patience: float) -> list[list[str]]:
+    """Press the right arrow on the first slider; the pictures of its cell before and after."""
+    slider = page.locator(".noUi-handle").first
+    cell = page.locator(".jp-Cell", has=page.locator(".noUi-handle")).first
+    cell.scroll_into_view_if_needed()
+    cell.locator("img, canvas").first.wait_for(timeout=30_000)
+    before = cell.evaluate(PICTURES)
+    slider.press("ArrowRight")
+    deadline = time.monotonic() + patience
+    while cell.evaluate(PICTURES) == before and time.monotonic() < deadline:
+        page.wait_for_timeout(200)
+    page.wait_for_timeout(500)  # a picture may be blank for a moment while it changes
+    return [before, cell.evaluate(PICTURES)]

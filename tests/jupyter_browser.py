@@ -94,9 +94,9 @@ def visit(notebook: Path, screenshots: Path, seconds: float, patience: float = 2
 
     The cells have `seconds`, the picture beside the slider has `patience` seconds to change.
     """
-    seen = Visit()
+    seen, program = Visit(), chromium()
     with jupyter_lab(notebook.parent) as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.on("pageerror", lambda error: seen.console_errors.append(str(error)))
         page.on("console", lambda m: m.type == "error" and seen.console_errors.append(m.text))

@@ -81,12 +81,12 @@ def _person_tracks(
 ) -> list[Track]:
     rng = stream(config.seed, "plan", folder, pid)
     count = int(rng.choice((4, 5, 6), p=(0.9, 0.08, 0.02)))
-    seen = 1 if single else int(rng.choice((2, 3, 4), p=(0.3, 0.45, 0.25)))
+    seen = 1 if single else int(rng.choice((2, 3), p=(0.6, 0.4)))
     cameras = rng.choice(6, seen, replace=False) + 1
     where = np.sort(np.concatenate([cameras, rng.choice(cameras, count - seen)]))
     low, high = config.frames
     low = min(max(low, 32), high) if person.group[0] == "twin" else low
-    usual = rng.triangular(8, 29, 42, count)  # most; some are very short, some long
+    usual = rng.triangular(8, 28, 41, count)  # most; some are very short, some long
     extreme = np.where(
         rng.random(count) < 0.65, rng.uniform(2, 8, count), rng.uniform(42, 60, count)
     )

@@ -43,7 +43,7 @@ def body(p: Person, phase: np.ndarray) -> list[Cone]:
     waist, chest = j["hip"] + 0.09 * up, j["neck"] - 0.095 * up
     crown, chin = j["head"] + 0.020 * up, j["head"] - 0.018 * up
     cones = [
-        Cone(TORSO, j["hip"] - 0.01 * up, waist, 0.98 * p.hips * w, 0.082 * w, 0.78, "bottom"),
+        Cone(LEGS, j["hip"] - 0.01 * up, waist, 0.98 * p.hips * w, 0.082 * w, 0.78, "bottom"),
         Cone(TORSO, waist, chest, 0.080 * w, 0.80 * p.shoulders * w, 0.70, "top"),
         Cone(HEAD, chest, j["head"], 0.034 * w, 0.034 * w, 1, "skin"),
         Cone(HEAD, chin, crown, 0.84 * skull, 0.95 * skull, 0.98, "face"),

@@ -22,7 +22,7 @@ from .scene import (
 
 #: How strong each factor is by default; every one can be set from 0 (absent) to 1.
 DIALS = {
-    "camera": 0.7,  # colour, brightness, blur, noise and JPEG quality differ between cameras
+    "camera": 0.5,  # colour, brightness, blur, noise and JPEG quality differ between cameras
     "view": 1.0,  # how far the directions of view differ; 0: everybody is seen from the front
     "background": 1.0,  # contrast of the background; 0: even grey
     "occlusion": 0.5,  # share of tracklets in which something passes in front
@@ -142,7 +142,8 @@ class Drawer:
         shake = _smooth_walk(rng, n, 3) * (0.045, 0.05, 0.05)
         slip = rng.normal(0, (0.05, 0.06, 0.07))
         cut = (rng.random() < 0.15) * rng.uniform(0.15, 0.45)  # the box ends above the feet
-        return dial * (shake + slip + cut * np.array((0, -0.8, 0.8)))
+        off = np.array(((track.pid == -1) * rng.choice((-0.4, 0.4)), 0, 0))  # junk slips off
+        return dial * (shake + slip + cut * np.array((0, -0.8, 0.8))) + off
 
     def _smear(self, track: Track) -> np.ndarray:
         rng = self._stream(track, "blur")

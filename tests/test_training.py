@@ -15,7 +15,7 @@ from tiny import tiny_split
 from torch import nn
 
 from vreid_course import losses, sampling, training
-from vreid_course.loader import ClipBatches, ClipDataset, FrameStore, augment, normalise
+from vreid_course.loader import ClipBatches, FrameStore, augment, normalise
 from vreid_course.training import TrainingError, extract, train
 
 SIZE = (32, 16)
@@ -51,8 +51,8 @@ def run(split, steps, folder=None, loss=loss, lr=0.01, seed=0, P=2, **options):
     torch.manual_seed(5)
     model = Net()
     sampler = partial(sampling.consecutive, frames=3)
-    dataset = ClipDataset(FrameStore(split, SIZE), sampler, seed=seed)
-    batches = ClipBatches(dataset, sampling.IdentityBatches(split.pids, P, K=2, seed=seed))
+    people = sampling.IdentityBatches(split.pids, P, K=2, seed=seed)
+    batches = ClipBatches(FrameStore(split, SIZE), sampler, people, seed=seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=lr)
     schedule = training.cosine(40, warmup=4)
     options = {"schedule": schedule, "seed": seed, "folder": folder, "save_every": 4} | options
@@ -187,12 +187,14 @@ def test_a_broken_checkpoint_is_named(split, tmp_path, damage):
 
 def test_a_foreign_checkpoint_is_named(split, tmp_path):
     run(split, 8, tmp_path)
-    for options, what in (({"seed": 1}, "seed 0"), ({}, "8 steps, not seed 0 and 4")):
+    for options, what in (({"seed": 1}, "seed 0"), ({}, "step 8 of now 4")):
         with pytest.raises(TrainingError, match=rf"last\.pt.*{what}.*delete it"):
             run(split, 4, tmp_path, **options)
     model = Net(num_ids=7)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(TrainingError, match=r"last\.pt.*another model.*delete it") as info:
+    with pytest.raises(
+        TrainingError, match=r"last\.pt.*another run.*size mismatch.*delete it"
+    ) as info:
         train(model, loss, optimiser, None, 8, folder=tmp_path)
     one_line(info)
 

@@ -6,6 +6,7 @@ batches do not depend on the number of workers or processes, nor on where a run 
 """
 
 import multiprocessing
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -41,8 +42,8 @@ def load_frame(path: Path, size: tuple[int, int]) -> np.ndarray:
 class FrameStore:
     """The frames of a split at one size; each is decoded once where `memory` bytes hold them all.
 
-    skip_bad: a frame that cannot be read is replaced by the good frame before it (or after it) in
-    the clip, and counted in `skipped`; without it, and where no frame is good, it is a MarsError.
+    skip_bad: a frame that cannot be read is counted in `skipped`, with a warning, and replaced by
+    the one before it in the clip (or by black); without it, it is a MarsError that names the frame.
     """
 
     def __init__(
@@ -50,48 +51,39 @@ class FrameStore:
     ) -> None:
         self.split, self.size, self.skip_bad, self.skipped = split, tuple(size), skip_bad, 0
         self.offsets = np.concatenate([[0], np.cumsum(split.lengths)])
-        shape = (int(self.offsets[-1]), *self.size, 3)
-        self.fits = bool(np.prod(shape, dtype=np.int64) <= memory)
-        self.pixels = np.empty(shape if self.fits else (0,), np.uint8)  # pages come when written
-        self.filled = np.zeros(shape[0], bool)
+        frames = int(self.offsets[-1])
+        self.fits = frames * size[0] * size[1] * 3 <= memory
+        self.pixels = np.empty((frames * self.fits, *size, 3), np.uint8)  # no memory before use
+        self.filled = np.zeros(frames, bool)
 
     def read(self, row: int, which: np.ndarray) -> Tensor:
         """Frames `which` (T,) of tracklet `row`: uint8 (T, 3, H, W) RGB, in memory (T, H, W, 3)."""
         if not self.fits:
-            frames = np.stack(self._decode(row, which))
-        else:
-            places = self.offsets[row] + which
-            missing = np.unique(which[~self.filled[places]])
-            if len(missing):
-                self.pixels[self.offsets[row] + missing] = self._decode(row, missing)
-                self.filled[self.offsets[row] + missing] = True
-            frames = self.pixels[places]
-        return torch.from_numpy(frames).permute(0, 3, 1, 2)
+            return torch.from_numpy(self._decode(row, which)).permute(0, 3, 1, 2)
+        first = self.offsets[row]
+        missing = np.unique(which[~self.filled[first + which]])
+        if len(missing):
+            self.pixels[first + missing] = self._decode(row, missing)
+            self.filled[first + missing] = True
+        return torch.from_numpy(self.pixels[first + which]).permute(0, 3, 1, 2)
 
     def fill(self) -> None:
         """Decode everything now, so that workers forked from this process share one copy."""
         for row in range(len(self.split) if self.fits else 0):
             self.read(row, np.arange(self.split.lengths[row]))
 
-    def _decode(self, row: int, which: np.ndarray) -> list[np.ndarray]:
-        frames: list[np.ndarray | None] = []
-        for path in self.split.paths(row, which):
+    def _decode(self, row: int, which: np.ndarray) -> np.ndarray:
+        frames = np.zeros((len(which), *self.size, 3), np.uint8)
+        for t, path in enumerate(self.split.paths(row, which)):
             try:
-                frames.append(load_frame(path, self.size))
+                frames[t] = load_frame(path, self.size)
             except MarsError as error:
                 if not self.skip_bad:
                     raise
-                self.skipped, fault = self.skipped + 1, error
-                frames.append(frames[-1] if frames else None)
-        good = next((frame for frame in frames if frame is not None), None)
-        if good is None:
-            raise fault
-        return [good if frame is None else frame for frame in frames]
-
-    def __getstate__(self) -> dict:
-        """A spawned worker gets no pixels: it decodes what it needs."""
-        empty = np.zeros_like(self.filled)
-        return self.__dict__ | {"fits": False, "pixels": np.empty(0, np.uint8), "filled": empty}
+                self.skipped += 1
+                warnings.warn(f"skipped {self.skipped} bad frames; the last: {error}", stacklevel=2)
+                frames[t] = frames[max(t - 1, 0)]
+        return frames
 
 
 def augment(clip: Tensor, rng: Rng = None, zoom: float = 1.125, per_frame: bool = False) -> Tensor:
@@ -125,42 +117,7 @@ def normalise(clips: Tensor) -> Tensor:
     return lines.unflatten(-1, (width, 3)).movedim(-1, -3)
 
 
-class ClipDataset(Dataset):
-    """Clips of a FrameStore, looked up by (step, place in the batch, tracklet row)."""
-
-    def __init__(
-        self,
-        store: FrameStore,
-        sampler: Callable[[int, Rng], np.ndarray],
-        transform: Callable[[Tensor, Rng], Tensor] = augment,
-        seed: int = 0,
-    ) -> None:
-        self.store, self.sampler, self.transform, self.seed = store, sampler, transform, seed
-        self.labels = np.unique(store.split.pids, return_inverse=True)[1]
-
-    def __getitem__(self, key: tuple[int, int, int]) -> dict:
-        step, place, row = key
-        rng = np.random.default_rng((self.seed, step, place))
-        split = self.store.split
-        which = self.sampler(int(split.lengths[row]), rng)
-        clip = self.transform(self.store.read(row, which), rng)
-        return {
-            "clips": clip.permute(0, 2, 3, 1),  # (T, H, W, 3), as it lies in memory
-            "frames": which,
-            "labels": int(self.labels[row]),
-            "pids": int(split.pids[row]),
-            "camids": int(split.camids[row]),
-            "rows": row,
-        }
-
-
-def collate(items: list[dict]) -> dict[str, Tensor]:
-    """Stack the items of a ClipDataset to the batch that ClipBatches describes."""
-    batch = default_collate(items)
-    return batch | {"clips": batch["clips"].permute(0, 1, 4, 2, 3)}  # (B, T, 3, H, W)
-
-
-class ClipBatches:
+class ClipBatches(Dataset):
     """The batches of a training: `batches(start, stop)` gives those of steps start..stop-1.
 
     A batch is a dict: clips (B, T, 3, H, W) uint8; int64 (B,) labels (0..identities-1), pids,
@@ -168,35 +125,58 @@ class ClipBatches:
     """
 
     def __init__(
-        self, dataset: ClipDataset, sampler: IdentityBatches | TrackletBatches, workers: int = 0
+        self,
+        store: FrameStore,
+        clip_sampler: Callable[[int, Rng], np.ndarray],
+        batch_sampler: IdentityBatches | TrackletBatches,
+        transform: Callable[[Tensor, Rng], Tensor] = augment,
+        seed: int = 0,
+        workers: int = 0,
     ) -> None:
-        self.dataset, self.sampler, self.workers = dataset, sampler, workers
+        self.store, self.clip_sampler, self.batch_sampler = store, clip_sampler, batch_sampler
+        self.transform, self.seed, self.workers = transform, seed, workers
+        self.labels = np.unique(store.split.pids, return_inverse=True)[1]
 
     def __call__(
         self, start: int, stop: int, share: tuple[int, int] = (0, 1)
     ) -> Iterator[dict[str, Tensor]]:
         """share (i, n): only the i-th of n equal parts of each batch, for process i of n."""
-        options = {}
         if self.workers:
-            self.dataset.store.fill()
-            fork = "fork" in multiprocessing.get_all_start_methods()
-            options = {"multiprocessing_context": "fork" if fork else "spawn"}
+            self.store.fill()
+        fork = self.workers and "fork" in multiprocessing.get_all_start_methods()
         loader = DataLoader(
-            self.dataset,
+            self,
             batch_sampler=self._keys(start, stop, *share),
             collate_fn=collate,
             num_workers=self.workers,
+            multiprocessing_context="fork" if fork else None,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else it would draw from the model's
-            **options,
         )
         return iter(loader)
 
     def _keys(self, start: int, stop: int, part: int, parts: int) -> Iterator[list[tuple]]:
-        """The dataset's keys of each step; a part is a run of clips, so it keeps identities."""
-        for step, rows in enumerate(islice(batch_rows(self.sampler, start), stop - start), start):
+        """(step, place in the batch, row) of each clip; a part is a run, so it keeps identities."""
+        batches = islice(batch_rows(self.batch_sampler, start), stop - start)
+        for step, rows in enumerate(batches, start):
             if len(rows) % parts:
                 raise ValueError(f"{len(rows)} clips do not fit {parts} processes: choose P or K")
             keys = [(step, place, int(row)) for place, row in enumerate(rows)]
             size = len(keys) // parts
             yield keys[part * size :][:size]
+
+    def __getitem__(self, key: tuple[int, int, int]) -> dict:
+        step, place, row = key
+        rng = np.random.default_rng((self.seed, step, place))
+        split = self.store.split
+        which = self.clip_sampler(int(split.lengths[row]), rng)
+        clip = self.transform(self.store.read(row, which), rng)
+        item = {"clips": clip.permute(0, 2, 3, 1), "frames": which, "rows": row}  # T, H, W, 3
+        item |= {"pids": int(split.pids[row]), "camids": int(split.camids[row])}
+        return item | {"labels": int(self.labels[row])}
+
+
+def collate(items: list[dict]) -> dict[str, Tensor]:
+    """Stack clips to the batch that ClipBatches describes, keeping their layout in memory."""
+    batch = default_collate(items)
+    return batch | {"clips": batch["clips"].permute(0, 1, 4, 2, 3)}  # (B, T, 3, H, W)

@@ -21,10 +21,6 @@ WEIGHTS_FOLDER = Path(__file__).resolve().parents[1] / "data" / "weights"
 COURSE_WIDTHS = (32, 64, 128, 256)  # half of ResNet-18's
 
 
-class WeightsError(ValueError):
-    """Weights that cannot be had; the message is one line that names the file and the cure."""
-
-
 class Trunk(nn.Sequential):
     """Frames (N, 3, H, W) float32 -> feature map (N, D, h, w), stage by stage.
 
@@ -49,7 +45,7 @@ def resnet(name: str, weights: str | None = None, last_stride: int = 1) -> Trunk
     caffe-style SE-ResNet-50 that the COSAM code uses). weights: None (random), "course" for
     "course", or "imagenet" for the others, which only the `paper` scale asks for: the file, or the
     `<name>.pth` in the folder, that the environment variable VREID_WEIGHTS names, else a download.
-    Raises ValueError for an unknown name and WeightsError for missing weights.
+    Raises ValueError for an unknown name, and for missing or wrong weights.
     """
     makers = {"course": _course, "seresnet50": lambda: timm.create_model("legacy_seresnet50")}
     makers |= {name: getattr(torchvision.models, name) for name in ("resnet18", "resnet50")}
@@ -97,16 +93,16 @@ def save_course_backbone(trunk: Trunk, command: str, seed: int, folder: Path | N
 def load_course_backbone(last_stride: int = 1, folder: Path | None = None) -> Trunk:
     """The course backbone with the weights of `save_course_backbone`, float32.
 
-    Raises WeightsError if a file is missing, or the weights are not those of the hash beside them.
+    Raises ValueError if a file is missing, or the weights are not those of the hash beside them.
     """
     path = (folder or WEIGHTS_FOLDER) / "course_backbone.pt"
     try:
         whole = json.loads(path.with_suffix(".json").read_text("utf-8"))["sha256"] == _sha256(path)
         fault = "not the file whose hash is beside it"
     except (OSError, ValueError, KeyError) as error:
-        whole, fault = False, f"no course backbone: {_line(error)}"
+        whole, fault = False, f"no course backbone: {one_line(error)}"
     if not whole:
-        raise WeightsError(f"{path}: {fault}: restore it with `git checkout data/weights`")
+        raise ValueError(f"{path}: {fault}: restore it with `git checkout data/weights`")
     trunk = _course(last_stride)
     _load(trunk, torch.load(path, weights_only=True), str(path))
     return trunk
@@ -126,23 +122,24 @@ def _imagenet_state(name: str) -> dict[str, Tensor]:
     except Exception as error:  # each library has its own kinds for "no network", "no such file"
         where = f"{path}: no ImageNet weights" if named else "no download of ImageNet weights"
         cure = "save them as a file and name it in VREID_WEIGHTS, or leave the `paper` scale"
-        raise WeightsError(f"{where} for {name} ({_line(error)}): {cure}") from None
+        raise ValueError(f"{where} for {name} ({one_line(error)}): {cure}") from None
 
 
 def _load(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load a state dict strictly; WeightsError names the source and the fault."""
+    """Load a state dict strictly; ValueError names the source and the fault."""
     try:
         module.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         cure = "name the file of the right network"
-        raise WeightsError(f"{source}: not of this network ({_line(error)}): {cure}") from None
+        raise ValueError(f"{source}: not of this network ({one_line(error)}): {cure}") from None
 
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The message of an error, on one line and not too long."""
     return " ".join(str(error).split())[:150]
 
 

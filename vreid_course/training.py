@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from vreid_course.loader import FrameStore, augment, normalise
+from vreid_course.nets import one_line
 from vreid_course.sampling import Rng
 
 Batch = dict[str, Tensor]
@@ -30,7 +31,7 @@ class TrainingError(RuntimeError):
     """A run that cannot go on; the message is one line that says where and what to do."""
 
 
-class Objective(nn.Module):
+class _Objective(nn.Module):
     """The loss as a `forward`, so that processes average the gradients of all that it calls."""
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
@@ -63,35 +64,47 @@ def train(
     foreign checkpoint, and a full GPU.
     """
     accelerator = _accelerator()
+    process = (accelerator.process_index, accelerator.num_processes)
+    objective, stepper = accelerator.prepare(_Objective(model, loss), optimiser)
     rates = [group["lr"] for group in optimiser.param_groups]
-    objective, stepper = accelerator.prepare(Objective(model, loss), optimiser)
     path = Path(folder, "last.pt") if folder else None
     start, history = _resume(path, model, optimiser, seed, steps)
-    process = (accelerator.process_index, accelerator.num_processes)
     objective.train()
-    bar = tqdm(total=steps, initial=start, unit="step", disable=not accelerator.is_main_process)
-    with bar:
+    with tqdm(total=steps, initial=start, unit="step", disable=process[0] > 0) as bar:
         for step, batch in enumerate(batches(start, steps, process), start):
-            torch.manual_seed(_seed(seed, step, process[0]))  # dropout, whatever came before
+            numbers = np.random.SeedSequence((seed, step, process[0]))
+            torch.manual_seed(int(numbers.generate_state(1)[0]))  # dropout, whatever came before
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule(step)
-            with _memory_advice(batch["clips"].shape):
-                total, parts = objective(_to_device(batch, accelerator.device))
-                values = _averages(accelerator, total, parts)
-                if not math.isfinite(values["loss"]):
-                    raise TrainingError(f"at step {step}: {values}: lower the learning rate")
-                stepper.zero_grad()
-                accelerator.backward(total)
-                stepper.step()
+            values = _step(accelerator, objective, stepper, batch, step)
             history.append({"step": step, "lr": group["lr"]} | values)
             bar.set_postfix({k: f"{value:.3g}" for k, value in values.items()}, refresh=False)
             bar.update()
-            if path and ((step + 1) % save_every == 0 or step + 1 == steps):
+            if path and process[0] == 0 and ((step + 1) % save_every == 0 or step + 1 == steps):
                 state = {"step": step + 1, "seed": seed, "history": history}
                 state |= {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-                if accelerator.is_main_process:
-                    save_checkpoint(path, state)
+                save_checkpoint(path, state)
     return history
+
+
+def _step(
+    accelerator: Accelerator, objective: nn.Module, optimiser: object, batch: Batch, step: int
+) -> dict[str, float]:
+    """Forward, backward, update; returns the loss and its parts, averaged over the processes."""
+    with _memory_advice(batch["clips"].shape):
+        batch = {key: x.to(accelerator.device, non_blocking=True) for key, x in batch.items()}
+        if batch["clips"].dtype == torch.uint8:
+            batch["clips"] = normalise(batch["clips"])
+        total, parts = objective(batch)
+        values = [torch.as_tensor(x, device=total.device).detach() for x in parts.values()]
+        values = accelerator.reduce(torch.stack([total.detach(), *values]).float(), "mean").tolist()
+        values = dict(zip(("loss", *parts), values, strict=True))
+        if not math.isfinite(values["loss"]):
+            raise TrainingError(f"at step {step}: {values}: lower the learning rate")
+        optimiser.zero_grad()
+        accelerator.backward(total)
+        optimiser.step()
+    return values
 
 
 def cosine(steps: int, warmup: int = 0) -> Callable[[int], float]:
@@ -114,7 +127,7 @@ def save_checkpoint(path: Path, state: dict) -> None:
         os.replace(part, path)
     except (OSError, RuntimeError) as error:
         part.unlink(missing_ok=True)
-        raise TrainingError(f"{path}: cannot write it ({_line(error)}): free some space") from None
+        raise TrainingError(f"{path}: cannot write ({one_line(error)}): free some space") from None
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -122,8 +135,8 @@ def load_checkpoint(path: Path) -> dict:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has many kinds for a broken file
-        fault = f"{path}: not a whole checkpoint ({_line(error)})"
-        raise TrainingError(f"{fault}: delete it to start again") from None
+        cure = "delete it to start again"
+        raise TrainingError(f"{path}: no checkpoint ({one_line(error)}): {cure}") from None
 
 
 def _resume(
@@ -134,16 +147,14 @@ def _resume(
         return 0, []
     state = load_checkpoint(path)
     try:
-        done, history, fault = state["step"], state["history"], "another model or optimiser"
-        if state["seed"] != seed or done > steps:
-            fault = f"seed {state['seed']} after {done} steps, not seed {seed} and {steps} steps"
-            raise ValueError(fault)
+        if state["seed"] != seed or state["step"] > steps:
+            raise ValueError(f"seed {state['seed']}, step {state['step']} of now {steps}")
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
-    except (KeyError, TypeError, ValueError, RuntimeError):
-        fault = f"{path}: the checkpoint is of {fault}"
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        fault = f"{path}: from another run ({one_line(error)})"
         raise TrainingError(f"{fault}: delete it, or name another folder") from None
-    return done, history
+    return state["step"], state["history"]
 
 
 class Tracklets(Dataset):
@@ -197,24 +208,6 @@ def _accelerator() -> Accelerator:
     return Accelerator(mixed_precision="bf16" if cuda else "no", cpu=not cuda)
 
 
-def _seed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-    if batch["clips"].dtype == torch.uint8:
-        batch["clips"] = normalise(batch["clips"])
-    return batch
-
-
-def _averages(accelerator: Accelerator, total: Tensor, parts: dict) -> dict[str, float]:
-    """The loss and its parts, averaged over the processes."""
-    values = torch.stack([torch.as_tensor(x).detach().float() for x in (total, *parts.values())])
-    values = accelerator.reduce(values.to(accelerator.device), "mean").tolist()
-    return dict(zip(("loss", *parts), values, strict=True))
-
-
 @contextmanager
 def _memory_advice(shape: torch.Size) -> Iterator[None]:
     try:
@@ -222,7 +215,3 @@ def _memory_advice(shape: torch.Size) -> Iterator[None]:
     except torch.cuda.OutOfMemoryError:
         advice = "use fewer or shorter clips, or VREID_SCALE=mini"
         raise TrainingError(f"GPU out of memory at clips of {tuple(shape)}: {advice}") from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]

@@ -19,7 +19,6 @@ from vreid_course.loader import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     ClipBatches,
-    ClipDataset,
     FrameStore,
     normalise,
 )
@@ -56,8 +55,8 @@ def test_clips_beside_frame_by_frame(benchmark, split, capsys):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     sampler = partial(sampling.strided, frames=T, stride=4)
-    dataset = ClipDataset(FrameStore(split, (256, 128), memory=0), sampler)
-    batches = ClipBatches(dataset, sampling.IdentityBatches(split.pids, P, K))
+    store = FrameStore(split, (256, 128), memory=0)
+    batches = ClipBatches(store, sampler, sampling.IdentityBatches(split.pids, P, K))
 
     def ours():
         return [normalise(batch["clips"]) for batch in batches(0, STEPS)]

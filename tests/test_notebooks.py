@@ -9,10 +9,14 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 from notebook_rules import LARGEST, problems
+
+from vreid_course.data.mini_mars import MiniMars, draw
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LESSONS = [path for path in NOTEBOOKS if not path.name.startswith("_")]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
@@ -117,3 +121,24 @@ def test_a_wrong_output_and_a_wrong_answer_turn_the_run_red(tmp_path):
     failed = [(name, cell) for name, cell, outcome in outcomes if outcome == "FAILED"]
     assert len(outcomes) == 12 and failed == [("answer", "3"), ("output", "1")], done.stdout
     assert done.returncode == 1
+
+
+@pytest.fixture(scope="module")
+def strange_data(tmp_path_factory):
+    """A set in MARS layout of other people than the course's own, without any truth beside it."""
+    folder = tmp_path_factory.mktemp("data") / "strange"
+    draw(MiniMars(train_ids=12, test_ids=8, seed=77, frames=(2, 16)), folder)
+    for file in folder.iterdir():
+        if file.is_file():
+            file.unlink()
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_lesson_on_data_without_truth(path, strange_data, monkeypatch):
+    """A few steps of every lesson, with a drawn set in the role of real MARS."""
+    monkeypatch.setenv("VREID_SCALE", "smoke")
+    monkeypatch.setenv("VREID_DATA", str(strange_data))
+    notebook, place = nbformat.read(path, as_version=4), {"metadata": {"path": str(path.parent)}}
+    NotebookClient(notebook, timeout=200, kernel_name="python3", resources=place).execute()

@@ -48,7 +48,6 @@ def train(
     optimiser: torch.optim.Optimizer,
     batches: Callable[[int, int, tuple[int, int]], Iterator[Batch]],
     steps: int,
-    *,
     schedule: Callable[[int], float] = lambda step: 1.0,
     seed: int = 0,
     folder: Path | None = None,
@@ -66,24 +65,21 @@ def train(
     accelerator = _accelerator()
     process = (accelerator.process_index, accelerator.num_processes)
     objective, stepper = accelerator.prepare(_Objective(model, loss), optimiser)
-    rates = [group["lr"] for group in optimiser.param_groups]
-    path = Path(folder, "last.pt") if folder else None
-    start, history = _resume(path, model, optimiser, seed, steps)
+    start, history = _resume(folder, model, optimiser, seed, steps)
     objective.train()
     with tqdm(total=steps, initial=start, unit="step", disable=process[0] > 0) as bar:
         for step, batch in enumerate(batches(start, steps, process), start):
-            numbers = np.random.SeedSequence((seed, step, process[0]))
-            torch.manual_seed(int(numbers.generate_state(1)[0]))  # dropout, whatever came before
-            for group, rate in zip(optimiser.param_groups, rates, strict=True):
-                group["lr"] = rate * schedule(step)
+            torch.manual_seed(10**9 * seed + 1000 * step + process[0])  # for dropout
+            for group in optimiser.param_groups:
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * schedule(step)
             values = _step(accelerator, objective, stepper, batch, step)
             history.append({"step": step, "lr": group["lr"]} | values)
             bar.set_postfix({k: f"{value:.3g}" for k, value in values.items()}, refresh=False)
             bar.update()
-            if path and process[0] == 0 and ((step + 1) % save_every == 0 or step + 1 == steps):
+            if folder and process[0] == 0 and ((step + 1) % save_every == 0 or step + 1 == steps):
                 state = {"step": step + 1, "seed": seed, "history": history}
                 state |= {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-                save_checkpoint(path, state)
+                save_checkpoint(Path(folder, "last.pt"), state)
     return history
 
 
@@ -140,10 +136,11 @@ def load_checkpoint(path: Path) -> dict:
 
 
 def _resume(
-    path: Path | None, model: nn.Module, optimiser: torch.optim.Optimizer, seed: int, steps: int
+    folder: Path | None, model: nn.Module, optimiser: torch.optim.Optimizer, seed: int, steps: int
 ) -> tuple[int, list]:
     """Load the checkpoint where there is one; returns the steps done and their history."""
-    if path is None or not path.exists():
+    path = Path(folder or "", "last.pt")
+    if folder is None or not path.exists():
         return 0, []
     state = load_checkpoint(path)
     try:

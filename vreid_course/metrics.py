@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from scipy import sparse
 
+Array = np.ndarray | torch.Tensor
+
 
 @dataclass(frozen=True, eq=False)
 class Result:
@@ -31,7 +33,8 @@ class Result:
 
 
 def evaluate(
-    query_features, query_pids, query_camids, gallery_features, gallery_pids, gallery_camids, *,
+    query_features: Array, query_pids: Array, query_camids: Array,
+    gallery_features: Array, gallery_pids: Array, gallery_camids: Array, *,
     merge_queries: bool = False, ap: str = "step", distance: str = "euclidean",
 ) -> Result:  # fmt: skip
     """Search every query in the gallery and score the ranked lists by the rules of MARS.
@@ -54,8 +57,8 @@ def evaluate(
 
 
 def evaluate_distances(
-    matrix, query_pids, query_camids, gallery_pids, gallery_camids, *,
-    merge_queries: bool = False, ap: str = "step",
+    matrix: Array, query_pids: Array, query_camids: Array, gallery_pids: Array,
+    gallery_camids: Array, *, merge_queries: bool = False, ap: str = "step",
 ) -> Result:  # fmt: skip
     """As `evaluate`, from known distances (Q, G): re-ranked, or those of a query-dependent method.
 
@@ -81,7 +84,7 @@ def evaluate_distances(
     return Result(float(np.nanmean(aps)), cmc, aps, first, scored, *rest)
 
 
-def average_precision(ranks, formula: str = "step") -> float:
+def average_precision(ranks: Array, formula: str = "step") -> float:
     """AP in 0..1 of a query whose m right answers stand at ranks (m,), sorted, counted from 1."""
     hits, ranks = np.arange(1, len(ranks) + 1), np.asarray(ranks)
     if formula == "step":
@@ -92,7 +95,7 @@ def average_precision(ranks, formula: str = "step") -> float:
     return float((hits / ranks + before).mean() / 2)
 
 
-def distances(query_features, gallery_features, kind: str = "euclidean") -> np.ndarray:
+def distances(query_features: Array, gallery_features: Array, kind="euclidean") -> np.ndarray:
     """Distances (Q, G), float32, between features (Q, D) and (G, D).
 
     kind: "euclidean", or "cosine" for 1 - cosine similarity, 0..2. ValueError: sizes disagree.
@@ -114,7 +117,9 @@ def distances(query_features, gallery_features, kind: str = "euclidean") -> np.n
     return np.sqrt(np.maximum(result, 0, out=result), out=result)
 
 
-def bootstrap(ap, ap_other=None, *, seed: int = 0, draws: int = 2000) -> tuple[float, float, float]:
+def bootstrap(
+    ap: np.ndarray, ap_other: np.ndarray | None = None, *, seed: int = 0, draws: int = 2000
+) -> tuple[float, float, float]:
     """Mean of per-query values and its 95 % interval (low, high), by redrawing the queries.
 
     ap: (Q,) float, nan where not scored. With ap_other (Q,), another method on the same queries,
@@ -131,7 +136,7 @@ def bootstrap(ap, ap_other=None, *, seed: int = 0, draws: int = 2000) -> tuple[f
     return float(values.mean()), float(low), float(high)
 
 
-def rerank(query_features, gallery_features, k1=20, k2=6, lam=0.3) -> np.ndarray:
+def rerank(query_features: Array, gallery_features: Array, k1=20, k2=6, lam=0.3) -> np.ndarray:
     """Re-ranked distances (Q, Q + G), float32: the columns are the queries, then the gallery.
 
     Pass them to `evaluate_distances` with merge_queries, or drop the first Q columns. Features are

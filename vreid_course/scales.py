@@ -1,0 +1,77 @@
+"""What changes between machines: one small frozen object; a lesson never asks for the hardware."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from vreid_course.data.mars import Mars, MarsError, read_mars
+from vreid_course.data.mini_mars import MiniMars, mini_mars
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of a run.
+
+    height, width: pixels of a frame; backbone, weights: arguments of `nets.resnet`; people: train
+    and test people of mini-MARS; P, K, T: identities, clips of each and frames of a clip in a
+    batch; steps: of the live training; test_frames: frames of a tracklet looked at in a test.
+    """
+
+    name: str
+    height: int
+    backbone: str
+    weights: str | None
+    people: tuple[int, int]
+    P: int
+    K: int
+    T: int
+    steps: int
+    test_frames: int
+
+    @property
+    def width(self) -> int:
+        return self.height // 2
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)"""
+        return self.height, self.width
+
+    @property
+    def mini_mars(self) -> MiniMars:
+        """The drawn set of this scale."""
+        height = 128 if self.height == 128 else 256
+        return MiniMars(*self.people, height=height)
+
+
+SCALES = {
+    scale.name: scale
+    for scale in (
+        Scale("smoke", 128, "course", "course", (8, 8), 4, 2, 2, 4, 2),
+        Scale("mini", 128, "course", "course", (60, 40), 8, 4, 4, 40, 4),
+        Scale("gpu", 256, "resnet50", None, (60, 40), 8, 4, 4, 400, 16),
+        Scale("paper", 256, "resnet50", "imagenet", (60, 40), 8, 4, 4, 62_400, 64),
+    )
+}
+
+
+def scale(name: str | None = None) -> Scale:
+    """Return a scale: `name`, else what VREID_SCALE names, else "gpu" with CUDA and "mini" without.
+
+    ValueError for an unknown name.
+    """
+    name = name or os.environ.get("VREID_SCALE") or ("gpu" if torch.cuda.is_available() else "mini")
+    if name not in SCALES:
+        raise ValueError(f"VREID_SCALE={name!r}: choose one of {', '.join(SCALES)}")
+    return SCALES[name]
+
+
+def course_data(at: Scale) -> Mars:
+    """Return the set a lesson trains and tests on: what VREID_DATA names, else mini-MARS."""
+    named = os.environ.get("VREID_DATA")
+    if named and not os.path.isdir(named):
+        raise MarsError(
+            f"VREID_DATA={named}: no such folder: name a set in MARS layout, or unset it"
+        )
+    return read_mars(named) if named else mini_mars(at.mini_mars)

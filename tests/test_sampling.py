@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vreid_course import sampling
-from vreid_course.sampling import IdentityBatches, TrackletBatches, batch_rows
+from vreid_course.sampling import IdentityBatches
 
 SAMPLERS = [
     partial(sampling.consecutive, frames=4),
@@ -127,12 +127,10 @@ def test_what_cannot_be_sampled():
         IdentityBatches(PIDS, P=2, K=4, groups=np.zeros_like(PIDS))
     with pytest.raises(ValueError, match="fill no batch of P=5"):
         IdentityBatches(np.arange(6), P=5, K=2, groups=np.repeat([0, 1], 3)).epoch(0)
-    with pytest.raises(ValueError, match="size=4, but there are 3"):
-        TrackletBatches(3, 4)
 
 
-def test_tracklet_batches_show_every_tracklet_once():
-    sampler = TrackletBatches(10, 3, seed=1)
+def test_every_tracklet_once():
+    sampler = IdentityBatches(np.arange(10), P=3, K=1, seed=1)
     rows = np.concatenate(sampler.epoch(0))
     assert len(rows) == len(set(rows)) == 9
     assert set(np.concatenate([np.concatenate(sampler.epoch(e)) for e in range(9)])) == {*range(10)}
@@ -141,7 +139,7 @@ def test_tracklet_batches_show_every_tracklet_once():
 @pytest.mark.parametrize("start", [0, 1, 3, 4, 11])
 def test_batches_can_be_taken_up_at_any_step(start):
     sampler = IdentityBatches(PIDS, P=4, K=2)
-    stream, later = batch_rows(sampler, 0), batch_rows(sampler, start)
+    stream, later = sampler.from_step(0), sampler.from_step(start)
     whole = [next(stream) for _ in range(start + 5)]
     np.testing.assert_array_equal(whole[start:], [next(later) for _ in range(5)])
     np.testing.assert_array_equal(whole[:3], sampler.epoch(0))

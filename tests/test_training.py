@@ -11,15 +11,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from tiny import tiny_split
 from torch import nn
 
 from vreid_course import losses, sampling, training
 from vreid_course.loader import ClipBatches, FrameStore, augment, normalise
+from vreid_course.nets import Baseline, resnet
 from vreid_course.training import TrainingError, extract, train
 
 SIZE = (32, 16)
 TESTS = Path(__file__).parent
+
+
+CPU = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_the_cpu():
+    """What these tests promise, they promise for the CPU, GPU or not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class Net(nn.Module):
@@ -141,7 +156,7 @@ def test_killed_and_resumed(split, whole, tmp_path):
             return t.loss(model, batch)
         t.run(t.tiny_split(Path({str(tmp_path / "set")!r})), 16, {str(tmp_path / "run")!r}, slow)
     """)
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=CPU)
     for _ in range(7):
         assert process.stdout.readline() == b"step\n"
     process.send_signal(signal.SIGKILL)
@@ -274,17 +289,15 @@ def test_extract_is_the_plain_loop(split, sampler, workers):
         np.testing.assert_allclose(found[row], np.mean(features, 0), rtol=1e-5, atol=1e-6)
 
 
-def test_a_long_tracklet_is_bounded_in_memory(tmp_path):
-    """920 frames in clips of 32: far less than all of them at once."""
-    split = tiny_split(tmp_path, (920,), (1,), size=SIZE)
-    sizes = []
-
-    def sized(model, frames):
-        sizes.append(len(frames))
-        return frames.mean((0, 2, 3))
-
-    extract(Net(), sized, FrameStore(split, SIZE, memory=0), partial(sampling.clips, frames=32))
-    assert max(sizes) == 32 and sum(sizes) == 920
+@pytest.mark.parametrize("sampler", [sampling.whole, partial(sampling.clips, frames=32)], ids=str)
+def test_a_long_tracklet_is_bounded_in_memory(tmp_path, sampler):
+    """No more than 64 of 920 frames are in the network at once, even in one pass over them all."""
+    split, sizes = tiny_split(tmp_path, (920,), (1,), size=SIZE), []
+    model = Baseline(4, resnet("course"))
+    model.trunk.stem.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    store = FrameStore(split, SIZE, memory=0)
+    features = extract(model, Baseline.embed, store, sampler)
+    assert features.shape == (1, 256) and max(sizes) <= 64 and sum(sizes) == 920
 
 
 TWO = """
@@ -293,6 +306,7 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 import torch
 import test_training as t
+from vreid_course.nets import Baseline, resnet
 from vreid_course.training import extract
 
 class Frozen(t.Net):
@@ -322,12 +336,11 @@ def test_two_processes_are_one(tmp_path):
     """The same global batch, frozen batch norm, cross entropy: equal weights and features."""
     script = tmp_path / "script.py"
     script.write_text(TWO.format(tests=str(TESTS), folder=str(tmp_path)), "utf-8")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     tiny_split(tmp_path / "settwo")  # so that the two do not write it at the same moment
     for name, how in (("one", []), ("two", launch)):
         command = [sys.executable, *how, str(script), name]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, env=CPU, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (training.load_checkpoint(tmp_path / name / "last.pt") for name in ("one", "two"))
     for a, b in zip(one["model"].values(), two["model"].values(), strict=True):

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms.v2 import functional as F
 
 from vreid_course.data.mars import MarsError, Split, read_frame
-from vreid_course.sampling import IdentityBatches, Rng, TrackletBatches, batch_rows
+from vreid_course.sampling import IdentityBatches, Rng
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -128,7 +128,7 @@ class ClipBatches(Dataset):
         self,
         store: FrameStore,
         clip_sampler: Callable[[int, Rng], np.ndarray],
-        batch_sampler: IdentityBatches | TrackletBatches,
+        batch_sampler: IdentityBatches,
         transform: Callable[[Tensor, Rng], Tensor] = augment,
         seed: int = 0,
         workers: int = 0,
@@ -157,7 +157,7 @@ class ClipBatches(Dataset):
 
     def _keys(self, start: int, stop: int, part: int, parts: int) -> Iterator[list[tuple]]:
         """(step, place in the batch, row) of each clip; a part is a run, so it keeps identities."""
-        batches = islice(batch_rows(self.batch_sampler, start), stop - start)
+        batches = islice(self.batch_sampler.from_step(start), stop - start)
         for step, rows in enumerate(batches, start):
             if len(rows) % parts:
                 raise ValueError(f"{len(rows)} clips do not fit {parts} processes: choose P or K")

@@ -55,8 +55,7 @@ def resnet(name: str, weights: str | None = None, last_stride: int = 1) -> Trunk
         return load_course_backbone(last_stride) if weights else _course(last_stride)
     model = makers[name]()
     if weights is not None:
-        source = os.environ.get("VREID_WEIGHTS", "the download")
-        _load(model, _imagenet_state(name), f"{source}: ImageNet weights for {name}")
+        _load_imagenet(model, name)
     layers = [model.layer1, model.layer2, model.layer3, model.layer4]
     if name == "seresnet50":
         return Trunk(nn.Sequential(model.layer0, model.pool0), layers, last_stride)
@@ -95,43 +94,34 @@ def load_course_backbone(last_stride: int = 1, folder: Path | None = None) -> Tr
 
     Raises ValueError if a file is missing, or the weights are not those of the hash beside them.
     """
-    path = (folder or WEIGHTS_FOLDER) / "course_backbone.pt"
+    path, trunk = (folder or WEIGHTS_FOLDER) / "course_backbone.pt", _course(last_stride)
     try:
-        whole = json.loads(path.with_suffix(".json").read_text("utf-8"))["sha256"] == _sha256(path)
-        fault = "not the file whose hash is beside it"
-    except (OSError, ValueError, KeyError) as error:
-        whole, fault = False, f"no course backbone: {one_line(error)}"
-    if not whole:
-        raise ValueError(f"{path}: {fault}: restore it with `git checkout data/weights`")
-    trunk = _course(last_stride)
-    _load(trunk, torch.load(path, weights_only=True), str(path))
+        made = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        if made["sha256"] != _sha256(path):
+            raise ValueError(f"it is not the file whose hash is in {path.stem}.json")
+        trunk.load_state_dict(torch.load(path, weights_only=True))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        cure = "restore data/weights with `git checkout data/weights`"
+        raise ValueError(f"{path}: no course backbone ({one_line(error)}): {cure}") from None
     return trunk
 
 
-def _imagenet_state(name: str) -> dict[str, Tensor]:
-    """The state dict of torchvision's (or timm's) ImageNet weights, from disk or the network."""
-    path = Path(os.environ.get("VREID_WEIGHTS", ""))
-    path = path / f"{name}.pth" if path.is_dir() else path
-    named = "VREID_WEIGHTS" in os.environ
+def _load_imagenet(model: nn.Module, name: str) -> None:
+    """Fill the model with torchvision's (or timm's) ImageNet weights, from disk or the network."""
+    named = os.environ.get("VREID_WEIGHTS", "")
+    path = Path(named, f"{name}.pth") if Path(named).is_dir() else Path(named)
     try:
         if named:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        if name == "seresnet50":
-            return timm.create_model("legacy_seresnet50", pretrained=True).state_dict()
-        return torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].get_state_dict()
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        elif name == "seresnet50":
+            state = timm.create_model("legacy_seresnet50", pretrained=True).state_dict()
+        else:
+            state = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].get_state_dict()
+        model.load_state_dict(state)
     except Exception as error:  # each library has its own kinds for "no network", "no such file"
-        where = f"{path}: no ImageNet weights" if named else "no download of ImageNet weights"
+        fault = f"{path if named else 'download'}: no ImageNet weights for {name}"
         cure = "save them as a file and name it in VREID_WEIGHTS, or leave the `paper` scale"
-        raise ValueError(f"{where} for {name} ({one_line(error)}): {cure}") from None
-
-
-def _load(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load a state dict strictly; ValueError names the source and the fault."""
-    try:
-        module.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        cure = "name the file of the right network"
-        raise ValueError(f"{source}: not of this network ({one_line(error)}): {cure}") from None
+        raise ValueError(f"{fault} ({one_line(error)}): {cure}") from None
 
 
 def _sha256(path: Path) -> str:

@@ -74,8 +74,9 @@ class IdentityBatches:
     """Batches of P identities with K tracklets each; an epoch shows every identity once.
 
     pids: (N,) int64, the identity of each tracklet. An identity with less than K tracklets gives
-    some of them twice. groups: (N,) int64, the hard group of each tracklet's identity (or its own
-    number, for who is in none): identities of one group are always in one batch.
+    some of them twice. (To show every tracklet once instead: pids np.arange(N) and K 1.)
+    groups: (N,) int64, the hard group of each tracklet's identity, or for who is in none a number
+    of its own: identities of one group are always in one batch.
     """
 
     def __init__(
@@ -104,6 +105,13 @@ class IdentityBatches:
             for batch in self._identities(rng)
         ]
 
+    def from_step(self, start: int) -> Iterator[np.ndarray]:
+        """The batches of steps start, start + 1, ..., epoch after epoch without end."""
+        for number in count():
+            batches = self.epoch(number)
+            yield from batches[start:]
+            start = max(start - len(batches), 0)
+
     def _identities(self, rng: np.random.Generator) -> list[list[np.ndarray]]:
         """Put the units, in random order, each into the first batch with room for all of it."""
         batches: list[list[np.ndarray]] = []
@@ -118,26 +126,3 @@ class IdentityBatches:
         if not full:
             raise ValueError(f"the groups fill no batch of P={self.P}: choose another P")
         return full
-
-
-class TrackletBatches:
-    """Batches of `size` tracklets in random order; an epoch shows every tracklet once."""
-
-    def __init__(self, tracklets: int, size: int, seed: int = 0) -> None:
-        if tracklets < size:
-            raise ValueError(f"size={size}, but there are {tracklets} tracklets: make it smaller")
-        self.tracklets, self.size, self.seed = tracklets, size, seed
-
-    def epoch(self, number: int) -> list[np.ndarray]:
-        """The batches of one epoch: int64 (size,) rows. What fills no last batch is left out."""
-        order = np.random.default_rng((self.seed, number)).permutation(self.tracklets)
-        last = self.tracklets // self.size * self.size
-        return np.split(order[:last], self.tracklets // self.size)
-
-
-def batch_rows(sampler: IdentityBatches | TrackletBatches, start: int) -> Iterator[np.ndarray]:
-    """The batches of steps start, start + 1, ..., epoch after epoch without end."""
-    for number in count():
-        batches = sampler.epoch(number)
-        yield from batches[start:]
-        start = max(start - len(batches), 0)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from vreid_course import metrics
+from vreid_course import losses, metrics
 
 FOLDER = Path(os.environ.get("VREID_REFERENCE", Path(__file__).parent / "reference"))
 
@@ -47,8 +48,22 @@ def compare_metrics(arrays):
     assert {"matlab/mAP", "query_included/mAP"} & set(arrays), "no score in the file"
 
 
+def compare_baseline_losses(arrays):
+    """Batch-hard triplet, margin 0.3, and cross entropy smoothed by 0.1, with their gradients."""
+    pids = torch.from_numpy(arrays["pids"])
+    features, logits = (torch.tensor(arrays[k], requires_grad=True) for k in ("features", "logits"))
+    triplet = losses.batch_hard_triplet(features, pids, margin=0.3)
+    cross_entropy = losses.smoothed_cross_entropy(logits, pids, epsilon=0.1)
+    (triplet + cross_entropy).backward()
+    close(triplet.item(), arrays["triplet"])
+    close(cross_entropy.item(), arrays["cross_entropy_smoothed"])
+    close(features.grad, arrays["features_grad"])
+    close(logits.grad, arrays["logits_grad"])
+
+
 COMPARISONS = {  # pattern of the file's name without .npz: comparison, given its arrays
     "metrics_*": compare_metrics,
+    "baseline_losses": compare_baseline_losses,
 }
 
 

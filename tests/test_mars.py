@@ -68,8 +68,10 @@ def test_frames_are_rgb_in_the_order_asked_for(root):
     assert abs(frames[:, :8].mean(axis=(1, 2, 3)) - [0, 10, 20, 30]).max() < 3
     np.testing.assert_array_equal(split.frames(3, [2, 0, 0]), frames[[2, 0, 0]])
     np.testing.assert_array_equal(split.frames(3, np.array([-1])), frames[[3]])
-    Image.new("RGB", (8, 16), (200, 100, 0)).save(split.paths(3)[0], quality=95)
-    assert abs(split.frames(3, [0]).mean(axis=(0, 1, 2)) - [200, 100, 0]).max() < 3
+    pixels = np.zeros((16, 8, 3), np.uint8)
+    pixels[:8], pixels[:, 4:] = (200, 100, 0), 0  # orange, upper left
+    Image.fromarray(pixels).save(split.paths(3)[0], quality=95, subsampling=0)
+    assert abs(split.frames(3, [0])[0].astype(int) - pixels).max() < 12
 
 
 def test_files_are_those_of_mars(root):
@@ -81,6 +83,7 @@ def test_files_are_those_of_mars(root):
     assert query.dtype == np.uint16 and query.tolist() == [[4, 5]]
     assert (info / "train_name.txt").read_bytes().startswith(b"0001C1T0001F001.jpg\r\n")
     assert (info / "train_name.txt").read_bytes().endswith(b"0007C4T0001F001.jpg\r\n")
+    assert b"Created on" not in (info / "query_IDX.mat").read_bytes()  # the time of day
     before = {path.name: path.read_bytes() for path in info.iterdir()}
     make_set(root)
     assert before == {path.name: path.read_bytes() for path in info.iterdir()} and len(before) == 5

@@ -1,6 +1,7 @@
 """Checking, cutting and converting sets, and the command line in front of it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -142,13 +143,20 @@ def test_subset_refusals(crowd, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["crowd", "file"]
 
 
-def test_full_disk_leaves_nothing(crowd, tmp_path, monkeypatch):
-    def full(*_, query):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        (OSError(28, "No space left on device"), "small: not written .*No space left on device"),
+        (KeyboardInterrupt(), "stopped: nothing is left"),
+    ],
+)
+def test_full_disk_and_ctrl_c_leave_nothing(crowd, tmp_path, monkeypatch, capsys, trouble, message):
+    def stop(*_, query):
+        raise trouble
 
-    monkeypatch.setattr(tools.layout, "write_info", full)
-    with pytest.raises(MarsError, match="small: not written .*No space left on device"):
-        tools.subset(crowd, tmp_path / "small", ids=2)
+    monkeypatch.setattr(tools.layout, "write_info", stop)
+    assert main(["subset", str(crowd), str(tmp_path / "small"), "--ids", "2"]) == 1
+    assert re.search(message, capsys.readouterr().err.splitlines()[-1])
     assert [path.name for path in tmp_path.iterdir()] == ["crowd"]
 
 

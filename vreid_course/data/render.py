@@ -122,21 +122,7 @@ def to_camera(view: np.ndarray, tilt: float) -> np.ndarray:
 
 def _hit(cone: Cone, rot: np.ndarray, px: np.ndarray, py: np.ndarray):
     """Return (z, u) of the rays at px (T,1,w), py (T,h,1): depth (T,h,w), FAR if missed; 0..1."""
-    flat = rot[:, :, 2]  # the body's forward axis, along which the cone is squashed
-    stretch = np.eye(3) + (1 / cone.depth - 1) * flat[:, :, None] * flat[:, None, :]
-    a = np.einsum("tij,tj->ti", stretch @ rot, cone.a)
-    ba = np.einsum("tij,tj->ti", stretch @ rot, cone.b) - a
-    ray = stretch[:, :, 2]
-    length = np.linalg.norm(ray, axis=1)
-    vectors = np.stack([ba, ray / length[:, None], stretch[:, :, 0], stretch[:, :, 1], a], 1)
-    # All dot products at once, then one (T, 1, 1) array for each pair of the five vectors.
-    dots = (vectors @ vectors.transpose(0, 2, 1)).astype(np.float32)[:, :, :, None, None]
-    b_, r_, x_, y_, a_ = dots.transpose(1, 2, 0, 3, 4)
-    m0, m2 = b_[0], b_[1]
-    m1 = b_[2] * px + (b_[3] * py - b_[4])
-    m3 = r_[2] * px + (r_[3] * py - r_[4])
-    row = y_[3] * py * py - 2 * y_[4] * py + a_[4]
-    m5 = (x_[2] * px - 2 * x_[4]) * px + row + 2 * x_[3] * px * py
+    m0, m1, m2, m3, m5, length = _products(cone, rot, px, py)
     ra, rb, rr = np.float32(cone.ra), np.float32(cone.rb), np.float32(cone.ra - cone.rb)
     d2 = np.maximum(m0 - rr * rr, 1e-6)
     k2 = np.maximum(d2 - m2 * m2, 1e-7)
@@ -151,14 +137,37 @@ def _hit(cone: Cone, rot: np.ndarray, px: np.ndarray, py: np.ndarray):
     tb = np.where(hb > 0, m2 - m3 - np.sqrt(np.maximum(hb, 0)), FAR)
     t = np.where(on_side, t, np.minimum(ta, tb))
     u = np.where(on_side, y / d2, (tb < ta).astype(np.float32))
-    z = np.where(t < FAR / 2, t / length.astype(np.float32)[:, None, None], FAR)
-    if cone.clip is not None:
-        point, normal = np.einsum("tij,tj->ti", rot, cone.clip[0]), rot @ cone.clip[1]
-        n = normal.astype(np.float32)[:, :, None, None]
-        at = np.einsum("ti,ti->t", normal, point).astype(np.float32)[:, None, None]
-        side = n[:, 0] * px + n[:, 1] * py + n[:, 2] * z - at
-        z = np.where(side > 0, FAR, z)
-    return z, u
+    z = np.where(t < FAR / 2, t / length, FAR)
+    return (z if cone.clip is None else _cut(cone.clip, rot, px, py, z)), u
+
+
+def _products(cone: Cone, rot: np.ndarray, px: np.ndarray, py: np.ndarray):
+    """Return the dot products of axis ba, ray r and place oa = o - a, in the stretched space.
+
+    They are ba.ba, ba.oa, ba.r, r.oa, oa.oa, and the length of the stretched ray: (T, 1, 1), or
+    (T, h, w) where oa is in it. oa is linear in the pixel, so nothing has to be a vector per pixel.
+    """
+    flat = rot[:, :, 2]  # the body's forward axis, along which the cone is squashed
+    stretch = np.eye(3) + (1 / cone.depth - 1) * flat[:, :, None] * flat[:, None, :]
+    a = np.einsum("tij,tj->ti", stretch @ rot, cone.a)
+    ba = np.einsum("tij,tj->ti", stretch @ rot, cone.b) - a
+    length = np.linalg.norm(stretch[:, :, 2], axis=1)[:, None]
+    v = np.stack([ba, stretch[:, :, 2] / length, stretch[:, :, 0], stretch[:, :, 1], a], 1)
+    dots = (v @ v.transpose(0, 2, 1)).astype(np.float32)[:, :, :, None, None]
+    b_, r_, x_, y_, a_ = dots.transpose(1, 2, 0, 3, 4)  # each [with which](T, 1, 1)
+    m1 = b_[2] * px + (b_[3] * py - b_[4])
+    m3 = r_[2] * px + (r_[3] * py - r_[4])
+    row = y_[3] * py * py - 2 * y_[4] * py + a_[4]
+    m5 = (x_[2] * px - 2 * x_[4]) * px + row + 2 * x_[3] * px * py
+    return b_[0], m1, b_[1], m3, m5, length.astype(np.float32)[:, :, None]
+
+
+def _cut(clip: tuple, rot: np.ndarray, px: np.ndarray, py: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Drop hits in the half space of the clip: its point (T, 3) and normal (3,) in the body."""
+    point, normal = np.einsum("tij,tj->ti", rot, clip[0]), rot @ clip[1]
+    n = normal.astype(np.float32)[:, :, None, None]
+    at = np.einsum("ti,ti->t", normal, point).astype(np.float32)[:, None, None]
+    return np.where(n[:, 0] * px + n[:, 1] * py + n[:, 2] * z > at, FAR, z)
 
 
 def _window(cone: Cone, rot: np.ndarray, px: np.ndarray, py: np.ndarray) -> tuple[slice, slice]:

@@ -1,0 +1,117 @@
+"""The command line: python -m vreid_course COMMAND ..."""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from vreid_course import backbone, lessons, study
+from vreid_course.data.mini_mars import cache_folder
+from vreid_course.scales import course_data, scale
+from vreid_course.training import TrainingError, load_checkpoint
+
+EPILOG = """examples
+  python -m vreid_course train 01_baseline            train on mini-MARS (or on VREID_DATA)
+  python -m vreid_course evaluate 01_baseline         test what was trained
+  python -m vreid_course study 01_baseline            the lesson's committed table, row by row
+  python -m vreid_course bench 01_baseline            parameters, operations, milliseconds
+  python -m vreid_course.data --help                  draw, check and convert data sets
+  VREID_DATA=/data/MARS VREID_SCALE=paper torchrun --nproc_per_node 4 -m vreid_course train 02_cosam
+                                                      full MARS on four GPUs
+
+VREID_SCALE (smoke, mini, gpu, paper) chooses sizes; VREID_DATA names a set in MARS layout.
+Everything can be stopped and goes on where it stopped when called again."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status. Expected errors are one line on stderr."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, FileNotFoundError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint or row", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m vreid_course", description="Train, test and compare the methods of the course.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, run, text in (
+        ("train", _train, "train a lesson's network"),
+        ("evaluate", _evaluate, "test a trained network: mAP and rank-k"),
+        ("study", _study, "measure the rows of a lesson's table that are still missing"),
+        ("bench", _bench, "measure a lesson's network: parameters, operations, milliseconds"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("lesson", help="such as 01_baseline: a notebook's name")
+        command.set_defaults(run=run)
+        if name in ("train", "evaluate"):
+            command.add_argument("--seed", type=int, default=0)
+            command.add_argument("--folder", type=Path, help="of the checkpoint (default: runs/)")
+        if name == "train":
+            command.add_argument("--steps", type=int, help="default: those of the recipe")
+            command.add_argument("--workers", type=int, default=0, help="processes that load data")
+    command = commands.add_parser("backbone", help="make data/weights/course_backbone.pt again")
+    command.set_defaults(run=lambda options: print(backbone.make()))
+    return parser
+
+
+def _run_folder(options: argparse.Namespace) -> Path:
+    at = scale().name
+    return options.folder or cache_folder() / "runs" / f"{options.lesson}_{at}_{options.seed}"
+
+
+def _train(options: argparse.Namespace) -> None:
+    at, lesson = scale(), lessons.load(options.lesson)
+    split = course_data(at).train
+    model = study.new_model(lesson, split, at, options.seed)
+    recipe = lesson.recipe(at)
+    if options.steps:
+        recipe = replace(recipe, steps=options.steps)
+    folder = _run_folder(options)
+    study.fit(model, lesson.loss, recipe, split, at, options.seed, folder, options.workers)
+    print(f"trained {recipe.steps} steps: {folder / 'last.pt'}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    at, lesson = scale(), lessons.load(options.lesson)
+    mars, path = course_data(at), _run_folder(options) / "last.pt"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: nothing trained yet: run `train {options.lesson}` first")
+    state = load_checkpoint(path)["model"]
+    model = study.new_model(lesson, mars.train, at, options.seed)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError:
+        raise ValueError(f"{path}: of other data or another scale: train again") from None
+    recipe = lesson.recipe(at)
+    print(study.search(study.extract_features(model, lesson.embed, recipe, mars.test, at), mars))
+
+
+def _study(options: argparse.Namespace) -> None:
+    lesson = lessons.load(options.lesson)
+    if not hasattr(lesson, "STUDY"):
+        raise ValueError(f"{options.lesson} has no study: its notebook exports no STUDY")
+    print(study.run(options.lesson, lesson.STUDY, lesson.measure))
+
+
+def _bench(options: argparse.Namespace) -> None:
+    at, lesson = scale(), lessons.load(options.lesson)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = study.new_model(lesson, course_data(at).train, at, seed=0).to(device)
+    clips = torch.zeros(1, at.T, 3, *at.size, device=device)
+    for name, value in study.cost(model, clips).items():
+        print(f"{name:12} {value:,.2f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Pictures of tracklets and ranked lists, as uint8 arrays (H, W, 3) and as figures."""
+
+from collections.abc import Callable, Sequence
+from io import BytesIO
+
+import ipywidgets
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image, ImageDraw
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; wrong answers also get a cross.
+RIGHT, WRONG, QUERY, IGNORED = (0, 158, 115), (213, 94, 0), (0, 114, 178), (150, 150, 150)
+
+
+def strip(frames: np.ndarray, count: int = 10, gap: int = 2) -> np.ndarray:
+    """Put `count` evenly spread frames of (T, H, W, 3) uint8 side by side, with white gaps."""
+    some = np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)
+    return row([frames[i] for i in some], gap)
+
+
+def row(frames: Sequence[np.ndarray], gap: int = 2) -> np.ndarray:
+    """Put frames (H, W, 3) uint8 of one height side by side."""
+    padded = [np.pad(f, ((0, 0), (0, gap), (0, 0)), constant_values=255) for f in frames]
+    return np.concatenate(padded, 1)[:, :-gap] if gap else np.concatenate(padded, 1)
+
+
+def framed(frame: np.ndarray, colour: tuple[int, int, int], cross: bool = False) -> np.ndarray:
+    """Draw a border around a frame (H, W, 3) uint8, and a small cross in its upper corner."""
+    image = Image.fromarray(frame)
+    draw, h = ImageDraw.Draw(image), frame.shape[0]
+    width = max(2, h // 32)
+    draw.rectangle((0, 0, image.width - 1, h - 1), outline=colour, width=width)
+    if cross:
+        a, b = width + 1, width + h // 10
+        draw.rectangle((a - 1, a - 1, b + 1, b + 1), fill=(255, 255, 255))
+        draw.line((a, a, b, b), fill=colour, width=width)
+        draw.line((a, b, b, a), fill=colour, width=width)
+    return np.asarray(image)
+
+
+def ranking(query: np.ndarray, found: Sequence[np.ndarray], right: Sequence[bool]) -> np.ndarray:
+    """Draw a query frame and the ranked answers: green border right, orange with cross wrong."""
+    marked = [
+        framed(f, RIGHT if good else WRONG, not good) for f, good in zip(found, right, strict=True)
+    ]
+    gap = np.full((query.shape[0], query.shape[0] // 8, 3), 255, np.uint8)
+    return row([framed(query, QUERY), gap, *marked])
+
+
+def stack(pictures: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
+    """Put pictures (H, W, 3) uint8 below each other, filled up with white to the widest."""
+    wide = max(p.shape[1] for p in pictures)
+    padded = [
+        np.pad(p, ((0, gap), (0, wide - p.shape[1]), (0, 0)), constant_values=255) for p in pictures
+    ]
+    return np.concatenate(padded)[:-gap] if gap else np.concatenate(padded)
+
+
+def picture(image: np.ndarray, title: str = "", width: float = 9.0) -> None:
+    """Show an array (H, W, 3) or (H, W) as a figure without axes, `width` inches wide."""
+    figure, axes = plt.subplots(figsize=(width, width * image.shape[0] / image.shape[1] + 0.3))
+    axes.imshow(image, cmap="gray", interpolation="nearest")
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.axis("off")
+    figure.tight_layout(pad=0.3)
+    plt.show()
+
+
+def png(image: np.ndarray) -> bytes:
+    """Encode a picture (H, W, 3) uint8 for an ipywidgets.Image."""
+    stream = BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def explore(
+    draw: Callable[[int], np.ndarray], count: int, name: str, play: bool = False
+) -> ipywidgets.VBox:
+    """Return a slider 0..count-1 over the pictures draw(i); `play` adds a button that runs it."""
+    slider = ipywidgets.IntSlider(0, 0, count - 1, description=name)
+    image = ipywidgets.Image(value=png(draw(0)), format="png")
+    slider.observe(lambda change: setattr(image, "value", png(draw(change["new"]))), "value")
+    controls = [slider]
+    if play:
+        button = ipywidgets.Play(min=0, max=count - 1, interval=100)
+        ipywidgets.jslink((button, "value"), (slider, "value"))
+        controls.insert(0, button)
+    return ipywidgets.VBox([ipywidgets.HBox(controls), image])

@@ -1,0 +1,184 @@
+"""Train, test and compare lessons: what the command line runs, and committed tables come from.
+
+A lesson exports build, loss, embed and recipe; one that has a study also exports `STUDY`, a list of
+rows such as {"method": "baseline", "seed": 0}, and `measure(row) -> dict`, which fills a row.
+"""
+
+import csv
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vreid_course.data.mars import Mars, MarsError, Split
+from vreid_course.data.mini_mars import MiniMars, mini_mars
+from vreid_course.loader import ClipBatches, FrameStore, augment
+from vreid_course.metrics import Result, evaluate
+from vreid_course.nets import resnet
+from vreid_course.sampling import IdentityBatches
+from vreid_course.scales import Scale, course_data
+from vreid_course.training import extract, train
+
+RESULTS = Path(__file__).parents[1] / "data" / "results"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a method is trained and tested.
+
+    train_sampler, test_sampler: see `sampling`; batches(split, seed): which tracklets make a batch;
+    optimiser(model); schedule(steps): factor of the learning rate by step; transform: of a clip.
+    """
+
+    train_sampler: Callable
+    test_sampler: Callable
+    batches: Callable[[Split, int], IdentityBatches]
+    optimiser: Callable[[nn.Module], torch.optim.Optimizer]
+    schedule: Callable[[int], Callable[[int], float]]
+    steps: int
+    transform: Callable = augment
+
+
+def fit(
+    model: nn.Module,
+    loss: Callable,
+    recipe: Recipe,
+    split: Split,
+    at: Scale,
+    seed: int,
+    folder: Path | None = None,
+    workers: int = 0,
+) -> list[dict[str, float]]:
+    """Train a model on a split by its recipe; returns the history of `training.train`."""
+    store = FrameStore(split, at.size)
+    batches = ClipBatches(
+        store, recipe.train_sampler, recipe.batches(split, seed), recipe.transform, seed, workers
+    )
+    optimiser, schedule = recipe.optimiser(model), recipe.schedule(recipe.steps)
+    return train(
+        model, loss, optimiser, batches, recipe.steps, schedule=schedule, seed=seed, folder=folder
+    )
+
+
+def new_model(lesson: ModuleType, split: Split, at: Scale, seed: int) -> nn.Module:
+    """Build a lesson's network for the people of a split, on the backbone of the scale."""
+    if len(split) == 0:
+        raise MarsError(f"{split.folder}: no training people: name a set with a train part")
+    torch.manual_seed(seed)
+    return lesson.build(len(np.unique(split.pids)), resnet(at.backbone, at.weights))
+
+
+def extract_features(model: nn.Module, embed: Callable, recipe: Recipe, split: Split, at: Scale):
+    """Return the feature of every tracklet of a split, float32 (N, D)."""
+    return extract(model, embed, FrameStore(split, at.size), recipe.test_sampler, recipe.transform)
+
+
+def search(features: np.ndarray, mars: Mars, merge_queries: bool = True) -> Result:
+    """Score a feature (N, D) of every test tracklet: all queries of the set, as MARS does."""
+    query, rest = mars.query, np.setdiff1d(np.arange(len(mars.test)), mars.query)
+    columns = features, mars.test.pids, mars.test.camids
+    part = [column[rows] for rows in (query, rest) for column in columns]
+    return evaluate(*part, merge_queries=merge_queries)
+
+
+def study_data(at: Scale) -> tuple[Split, Mars]:
+    """Return what studies train on and test on: 60 and 150 drawn people, or what VREID_DATA names.
+
+    The 150 are seen by the same six cameras; 40 people could not resolve a few points of mAP.
+    """
+    mars = course_data(at)
+    if os.environ.get("VREID_DATA") or at.name == "smoke":
+        return mars.train, mars
+    return mars.train, mini_mars(MiniMars(0, 150, height=at.mini_mars.height))
+
+
+def summary(result: Result) -> dict[str, str]:
+    """The columns of a study's row that say how good a ranking is; `ap` lists every query's AP."""
+    ranks = {f"rank{k}": f"{100 * result.cmc[k - 1]:.2f}" for k in (1, 5, 20)}
+    ap = " ".join(f"{value:.3f}" for value in result.ap)
+    return {"mAP": f"{100 * result.mAP:.2f}", **ranks, "scored": str(result.scored), "ap": ap}
+
+
+def run(name: str, rows: Iterable[dict], measure: Callable[[dict], dict], folder: Path = RESULTS):
+    """Measure the rows that `folder`/`name`.csv does not hold yet; every finished row is kept.
+
+    Stop it at any time and call it again: it goes on with the next row. Returns the file's path.
+    """
+    path = folder / f"{name}.csv"
+    folder.mkdir(parents=True, exist_ok=True)
+    done = read(name, folder) if path.exists() else []
+    for row in rows:
+        key = {column: str(value) for column, value in row.items()}
+        if any(key.items() <= old.items() for old in done):
+            continue
+        start = time.perf_counter()
+        new = key | {k: str(v) for k, v in measure(row).items()}
+        new |= {"seconds": f"{time.perf_counter() - start:.1f}", **_circumstances()}
+        print({k: v for k, v in new.items() if k != "ap"}, flush=True)
+        done.append(new)
+        _write(path, done)
+    return path
+
+
+def read(name: str, folder: Path = RESULTS) -> list[dict[str, str]]:
+    """Read a study's rows; numbers are still text. MarsError if it has not been run."""
+    path = folder / f"{name}.csv"
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            return list(csv.DictReader(stream))
+    except FileNotFoundError:
+        cure = f"run `python -m vreid_course study {name}`, or restore it from git"
+        raise MarsError(f"{path}: no such study: {cure}") from None
+
+
+def _write(path: Path, rows: list[dict]) -> None:
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    part = path.with_suffix(".part")
+    with part.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    part.replace(path)
+
+
+def _circumstances() -> dict[str, str]:
+    """Device, versions and commit, for the row."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    here = Path(__file__).parent
+    commit = subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {"device": device, "torch": torch.__version__, "python": platform.python_version(),
+            "commit": commit or "unknown"}  # fmt: skip
+
+
+def cost(model: nn.Module, clips: torch.Tensor, repeats: int = 5) -> dict[str, float]:
+    """Return parameters, and for one pass over clips (B, T, 3, H, W): GFLOPs, milliseconds, MiB.
+
+    MiB is the peak of the GPU's memory, nan on a CPU. A multiply-add counts as two operations.
+    """
+    model.eval()
+    with torch.inference_mode():
+        with FlopCounterMode(display=False) as counter:
+            model(clips)
+        if clips.is_cuda:
+            torch.cuda.reset_peak_memory_stats()
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            model(clips)
+            if clips.is_cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+    peak = torch.cuda.max_memory_allocated() / 2**20 if clips.is_cuda else float("nan")
+    size = sum(p.numel() for p in model.parameters())
+    return {"parameters": size, "GFLOPs": counter.get_total_flops() / 1e9,
+            "ms": 1000 * float(np.median(times)), "MiB": peak}  # fmt: skip

@@ -337,6 +337,7 @@ def test_two_at_once_draw_once(tmp_path):
         ({"dials": {"jitter": 2.0}}, "dial jitter=2.0"),
         ({"train_ids": 5000}, "at most 4999"),
         ({"test_ids": 0}, "1 to test"),
+        ({"height": 100}, "height 100: choose 128 or 256"),
     ],
 )
 def test_impossible_settings(settings, message):
@@ -346,13 +347,13 @@ def test_impossible_settings(settings, message):
 
 def test_unwritable_cache(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(MarsError, match="name another with VREID_CACHE"):
+    with pytest.raises(MarsError, match="name another folder with --out or VREID_CACHE"):
         mini_mars(TINY, tmp_path / "file")
 
 
 def test_other_settings_in_the_folder(tmp_path):
     draw(TINY, tmp_path / "set", workers=1)
-    with pytest.raises(MarsError, match="drawn with other settings"):
+    with pytest.raises(MarsError, match="holds something else"):
         draw(MiniMars(2, 2, frames=(4, 6)), tmp_path / "set", workers=1)
 
 

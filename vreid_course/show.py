@@ -1,11 +1,12 @@
-"""Pictures of tracklets and ranked lists, as uint8 arrays (H, W, 3) and as figures."""
+"""Pictures of tracklets and ranked lists: uint8 arrays (H, W, 3), shown in a notebook."""
 
 from collections.abc import Callable, Sequence
 from io import BytesIO
 
 import ipywidgets
-import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import Image as IPythonImage
+from IPython.display import display
 from PIL import Image, ImageDraw
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; wrong answers also get a cross.
@@ -56,14 +57,14 @@ def stack(pictures: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
     return np.concatenate(padded)[:-gap] if gap else np.concatenate(padded)
 
 
-def picture(image: np.ndarray, title: str = "", width: float = 9.0) -> None:
-    """Show an array (H, W, 3) or (H, W) as a figure without axes, `width` inches wide."""
-    figure, axes = plt.subplots(figsize=(width, width * image.shape[0] / image.shape[1] + 0.3))
-    axes.imshow(image, cmap="gray", interpolation="nearest")
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.axis("off")
-    figure.tight_layout(pad=0.3)
-    plt.show()
+def picture(image: np.ndarray, title: str = "") -> None:
+    """Show a picture (H, W, 3) uint8 below its title, in 48 colours: notebooks stay small."""
+    if title:
+        print(title)
+    stream = BytesIO()
+    few = Image.fromarray(image).quantize(48, dither=Image.Dither.NONE)
+    few.save(stream, "PNG", optimize=True)
+    display(IPythonImage(stream.getvalue()))
 
 
 def png(image: np.ndarray) -> bytes:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 from filelock import FileLock
@@ -46,6 +47,8 @@ class MiniMars:
     dials: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
+        if self.height not in (128, 256):
+            raise MarsError(f"height {self.height}: choose 128 or 256 rows")
         for name, value in self.dials.items():
             if name not in DIALS or not 0 <= value <= 1:
                 raise MarsError(f"dial {name}={value}: choose 0..1 for one of {', '.join(DIALS)}")
@@ -128,20 +131,23 @@ def mini_mars(config: MiniMars | None = None, root: Path | None = None) -> Mars:
     if that folder cannot be written.
     """
     config = config or MiniMars()
-    return read_mars(draw(config, cache_folder(root) / config.name))
+    return read_mars(draw(config, _cache_path(root) / config.name))
+
+
+def _cache_path(root: Path | None) -> Path:
+    return Path(root or os.environ.get("VREID_CACHE", "") or DATA).expanduser()
 
 
 def cache_folder(root: Path | None = None) -> Path:
     """The folder for everything that is drawn or computed once; made where missing."""
-    folder = Path(root or os.environ.get("VREID_CACHE", "") or DATA).expanduser()
+    folder = _cache_path(root)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError("not writable")
+        with TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise MarsError(
-            f"{folder}: {error.strerror or error}: name another with VREID_CACHE"
-        ) from None
+        fault = f"{folder}: cannot write there ({error.strerror or error})"
+        raise MarsError(f"{fault}: name another folder with --out or VREID_CACHE") from None
     return folder
 
 
@@ -154,27 +160,22 @@ def draw(config: MiniMars, out: Path, workers: int | None = None) -> Path:
     out = Path(out)
     partial = out.with_name(out.name + ".partial")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(out.with_name(out.name + ".lock")):
-            if (out / "info" / "query_IDX.mat").is_file():
-                _same_settings(config, out)
-                return out
-            if out.exists():
-                raise MarsError(f"{out}: exists and is no drawn set: name a new folder")
-            _draw_frames(config, partial, workers or min(os.cpu_count() or 1, 8))
-            _finish(config, partial)
-            partial.rename(out)
+        if not out.exists():
+            cache_folder(out.parent)
+            with FileLock(out.with_name(out.name + ".lock")):
+                if not out.exists():
+                    _draw_frames(config, partial, workers or min(os.cpu_count() or 1, 8))
+                    _finish(config, partial)
+                    partial.rename(out)
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         cure = "free some space and run again: it goes on where it stopped"
-        if error.errno != errno.ENOSPC:
-            cure = "name another folder with --out or VREID_CACHE"
+        cure = cure if full else "name another folder with --out or VREID_CACHE"
         raise MarsError(f"{partial}: {error.strerror or error}: {cure}") from error
+    settings = out / "settings.json"
+    if not settings.is_file() or settings.read_text() != _settings(config):
+        raise MarsError(f"{out}: holds something else: name a new folder, or delete it")
     return out
-
-
-def _same_settings(config: MiniMars, folder: Path) -> None:
-    if (folder / "settings.json").read_text() != _settings(config):
-        raise MarsError(f"{folder}: was drawn with other settings: delete it or name a new folder")
 
 
 def _settings(config: MiniMars) -> str:

@@ -8,13 +8,14 @@ same layout works.
 
 import os
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from vreid_course import losses, metrics
+from vreid_course import lessons, losses, metrics
 
 FOLDER = Path(os.environ.get("VREID_REFERENCE", Path(__file__).parent / "reference"))
 
@@ -61,9 +62,42 @@ def compare_baseline_losses(arrays):
     close(logits.grad, arrays["logits_grad"])
 
 
+def load_weights(arrays, module):
+    """Load `weight/...` by the lesson's map of names, strictly; counters are not in the file."""
+    weights = {k[7:]: torch.from_numpy(v) for k, v in arrays.items() if k.startswith("weight/")}
+    counters = {k[:-12] + "num_batches_tracked" for k in weights if k.endswith("running_mean")}
+    weights |= {k: torch.tensor(0) for k in counters}
+    lessons.load("02_cosam").load_official(module, weights)
+    return module
+
+
+def compare_cosam(arrays, training):
+    """Output, both masks and the gradient at the input."""
+    x = torch.tensor(arrays["input"], requires_grad=True)
+    module = lessons.load("02_cosam").COSAM(x.shape[1], int(arrays["frames"]), x.shape[2:])
+    load_weights(arrays, module).train(training)
+    output, gate, mask = module(x)
+    output.backward(torch.from_numpy(arrays["output_grad"]))
+    close(output.detach(), arrays["output"])
+    close(gate.detach(), arrays["channel_mask"])
+    close(mask.detach(), arrays["spatial_mask"])
+    close(x.grad, arrays["input_grad"])
+
+
+def compare_temporal_attention(arrays):
+    """The attention pooling head."""
+    clips, frames = int(arrays["clips"]), int(arrays["frames"])
+    maps = torch.from_numpy(arrays["input"]).unflatten(0, (clips, frames))
+    pool = load_weights(arrays, lessons.load("02_cosam").TemporalAttention(*maps.shape[2:]))
+    close(pool(maps).detach(), arrays["output"])
+
+
 COMPARISONS = {  # pattern of the file's name without .npz: comparison, given its arrays
     "metrics_*": compare_metrics,
     "baseline_losses": compare_baseline_losses,
+    "cosam_eval": partial(compare_cosam, training=False),
+    "cosam_train": partial(compare_cosam, training=True),
+    "temporal_attention": compare_temporal_attention,
 }
 
 

@@ -79,7 +79,9 @@ def explore(
 ) -> ipywidgets.VBox:
     """Return a slider 0..count-1 over the pictures draw(i); `play` adds a button that runs it."""
     slider = ipywidgets.IntSlider(0, 0, count - 1, description=name)
-    image = ipywidgets.Image(value=png(draw(0)), format="png")
+    first = draw(0)
+    size = ipywidgets.Layout(width=f"{first.shape[1]}px", align_self="flex-start")
+    image = ipywidgets.Image(value=png(first), format="png", layout=size)
     slider.observe(lambda change: setattr(image, "value", png(draw(change["new"]))), "value")
     controls = [slider]
     if play:

@@ -253,3 +253,17 @@ def test_rerank_helps_where_neighbours_agree():
     after = metrics.evaluate_distances(matrix, *labels, merge_queries=True)
     assert matrix.shape == (30, 240) and after.mAP > before.mAP + 0.03
     assert metrics.evaluate_distances(matrix[:, 30:], *labels).mAP > before.mAP
+
+
+def test_ranked_rows_give_the_ap_of_evaluate():
+    rng = np.random.default_rng(3)
+    features, pids = rng.random((40, 5)), rng.integers(-1, 6, 40)
+    camids = rng.integers(1, 4, 40)
+    queries = np.flatnonzero(pids > 0)
+    result = metrics.evaluate(
+        features[queries], pids[queries], camids[queries], features, pids, camids
+    )
+    for q, ap in zip(queries, result.ap, strict=True):
+        rows = metrics.ranked(features, pids, camids, q)
+        hits = np.flatnonzero(pids[rows] == pids[q]) + 1
+        assert len(hits) == 0 and np.isnan(ap) or metrics.average_precision(hits) == ap

@@ -33,7 +33,7 @@ def code_lines(path: Path) -> int:
 
 
 def test_the_package_can_be_read_in_an_evening():
-    """What lessons build on, and apart from it the drawing of mini-MARS, which no lesson teaches."""
+    """What lessons build on; and apart from it the drawing of mini-MARS, which none teaches."""
     drawing = {"figures", "render", "scene", "tracklets", "mini_mars", "truth"}
     drawn = sum(code_lines(path) for path in MODULES if path.stem in drawing)
     assert drawn <= 1000

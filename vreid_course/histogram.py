@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from vreid_course.data.mars import Split
+from vreid_course.sampling import spread
+
 
 def colour_histograms(
     frames: np.ndarray, masks: np.ndarray | None = None, stripes: int = 6, bins: int = 4
@@ -22,3 +25,17 @@ def colour_histograms(
     counts = np.bincount(index, minlength=size).reshape(T, -1)
     total = np.maximum(counts.sum(1, keepdims=True), 1)
     return np.sqrt(counts / total).astype(np.float32)
+
+
+def tracklet_histograms(split: Split, count: int) -> np.ndarray:
+    """The colour feature of every tracklet: (N, 384) float32.
+
+    The mean histogram of `count` frames spread over the tracklet, of the middle half of the width,
+    for the background is at the sides.
+    """
+    features = []
+    for i, length in enumerate(split.lengths):
+        frames = split.frames(i, spread(int(length), frames=count))
+        quarter = frames.shape[2] // 4
+        features.append(colour_histograms(frames[:, :, quarter : 3 * quarter]).mean(0))
+    return np.stack(features)

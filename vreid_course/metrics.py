@@ -84,6 +84,17 @@ def evaluate_distances(
     return Result(float(np.nanmean(aps)), cmc, aps, first, scored, *rest)
 
 
+def ranked(features, pids, camids, q: int) -> np.ndarray:
+    """Rows (M,) of the tracklets that count for the query in row q, nearest first; ties in order.
+
+    features (N, D), pids and camids (N,) of all tracklets. Junk and the query's own person in its
+    own camera are left out, as in `evaluate` with all rows in the gallery.
+    """
+    order = np.argsort(distances(features[q : q + 1], features)[0], kind="stable")
+    own_camera = (pids == pids[q]) & (camids == camids[q])
+    return order[~(own_camera | (pids == -1))[order]]
+
+
 def average_precision(ranks: Array, formula: str = "step") -> float:
     """AP in 0..1 of a query whose m right answers stand at ranks (m,), sorted, counted from 1."""
     hits, ranks = np.arange(1, len(ranks) + 1), np.asarray(ranks)

@@ -9,6 +9,9 @@ from IPython.display import Image as IPythonImage
 from IPython.display import display
 from PIL import Image, ImageDraw
 
+from vreid_course.data.mars import Split
+from vreid_course.metrics import ranked
+
 # Okabe and Ito's colours, which colour-blind readers tell apart; wrong answers also get a cross.
 RIGHT, WRONG, QUERY, IGNORED = (0, 158, 115), (213, 94, 0), (0, 114, 178), (150, 150, 150)
 
@@ -46,6 +49,16 @@ def ranking(query: np.ndarray, found: Sequence[np.ndarray], right: Sequence[bool
     ]
     gap = np.full((query.shape[0], query.shape[0] // 8, 3), 255, np.uint8)
     return row([framed(query, QUERY), gap, *marked])
+
+
+def answers(features: np.ndarray, split: Split, q: int, top: int = 8) -> np.ndarray:
+    """Draw the query in row q of a split and its first `top` answers, one frame of each.
+
+    features: (N, D), one row a tracklet of the split. See `metrics.ranked` for what is left out.
+    """
+    rows = ranked(features, split.pids, split.camids, q)[:top]
+    faces = [split.frames(i, [split.lengths[i] // 2])[0] for i in (q, *rows)]
+    return ranking(faces[0], faces[1:], split.pids[rows] == split.pids[q])
 
 
 def stack(pictures: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:

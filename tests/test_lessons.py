@@ -164,12 +164,13 @@ def test_lessons_load_under_torchrun(toy, tmp_path):
 
 def test_every_lesson_loads_quickly_and_quietly(monkeypatch, capsys):
     monkeypatch.delenv("VREID_NOTEBOOKS", raising=False)
-    for name in lessons.names():
+    for name in set(lessons.names()) - {"00_tour"}:  # the tour builds nothing
         sys.modules.pop(f"vreid_course.lessons.{name}", None)
         start = time.perf_counter()
         module = lessons.load(name)
         assert time.perf_counter() - start < 3, f"{name} takes too long: does it train on load?"
         assert capsys.readouterr().out == "", f"{name}: an export cell prints"
+        assert all(callable(getattr(module, x)) for x in ("build", "loss", "embed", "recipe")), name
         for value in vars(module).values():
             if inspect.isclass(value) or inspect.isfunction(value):
                 assert inspect.getsource(value)

@@ -173,5 +173,5 @@ def test_every_lesson_loads_quickly_and_quietly(monkeypatch, capsys):
         assert capsys.readouterr().out == "", f"{name}: an export cell prints"
         assert all(callable(getattr(module, x)) for x in ("build", "loss", "embed", "recipe")), name
         for value in vars(module).values():
-            if inspect.isclass(value) or inspect.isfunction(value):
+            if getattr(value, "__module__", None) == module.__name__:
                 assert inspect.getsource(value)

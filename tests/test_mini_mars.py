@@ -363,3 +363,10 @@ def test_truth_is_for_drawn_sets_only(calm, tmp_path):
     (tmp_path / "bbox_train").mkdir()
     with pytest.raises(MarsError, match="only drawn sets have a truth"):
         Truth(read_mars(tmp_path).test)
+
+
+def test_progress_is_shown_while_there_is_something_to_draw(tmp_path, capsys):
+    draw(TINY, tmp_path / "set", workers=1)
+    assert "drawing mini-MARS: 100%" in capsys.readouterr().out
+    draw(TINY, tmp_path / "set", workers=1)
+    assert capsys.readouterr().out == ""

@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped: nothing is left that could pass for a whole set", file=sys.stderr)
+        print("stopped, and nothing passes for a whole set: run it again", file=sys.stderr)
         return 1
     print(f"{out} is ready; VREID_DATA={out} makes the lessons use it")
     return 0

@@ -199,7 +199,7 @@ def _draw_frames(config: MiniMars, partial: Path, workers: int) -> None:
     left = sum(track.length for tracks in todo.values() for track in tracks)
     dials = {**DIALS, **config.dials}
     bar = tqdm(total=total, initial=total - left, unit="frame", desc="drawing mini-MARS",
-               disable=total == left, file=sys.stdout)  # fmt: skip
+               disable=left == 0, file=sys.stdout)  # fmt: skip
     start = (config.seed, config.height, dials)
     with bar, ProcessPoolExecutor(workers, get_context("spawn"), _start, start) as pool:
         jobs = {pool.submit(_draw_person, partial, part, ts): ts for part, ts in todo.items()}

@@ -174,7 +174,7 @@ def official_cosam(slot, C, cost):
 
 def network(name, pool=cosam.TemporalPooling, last_stride=1):
     backbone = resnet(name, last_stride=last_stride)
-    return cosam.build(625, backbone, T=4, size=(256, 128), pool=pool)
+    return cosam.build(625, backbone, T=4, size=(256, 128), pool=pool, neck=False)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +218,7 @@ def test_the_authors_se_resnet50_loads_strictly():
 
 def small(T=3, **options):
     torch.manual_seed(0)
+    options = {"neck": False} | options
     return cosam.build(5, resnet("course"), T=T, size=(32, 16), **options)
 
 
@@ -241,6 +242,7 @@ def test_any_set_of_slots(slots):
         {"pool": cosam.TemporalAttention},
         {"block": cosam.SpaceOnly},
         {"block": cosam.ChannelOnly},
+        {"neck": True},
     ],
 )
 def test_every_variant_learns(option):
@@ -267,6 +269,8 @@ def test_embedding_is_the_mean_over_clips_whatever_their_number():
     with torch.inference_mode():
         each = torch.stack([cosam.embed(model, clip) for clip in frames.split(3)])
         torch.testing.assert_close(cosam.embed(model, frames), each.mean(0), rtol=1e-4, atol=1e-5)
+        assert small(neck=True).eval().neck.running_var.shape == (256,)
+        assert cosam.embed(small(neck=True).eval(), frames).norm().item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

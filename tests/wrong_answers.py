@@ -207,4 +207,56 @@ WRONG_ANSWERS = {
         """def attend(frames, scores):
     return torch.einsum("bt,btd->bd", scores.relu().softmax(dim=1), frames)""",
     ],
+    ("02_cosam", "correlate"): [
+        # the cosine: the mean is not taken away
+        """def correlate(a, b):
+    return F.normalize(a, dim=1) @ F.normalize(b, dim=1).T""",
+        # not divided by D
+        """def correlate(a, b):
+    a, b = ((x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-4) for x in (a, b))
+    return a @ b.T""",
+        # the other way round
+        """def correlate(a, b):
+    a, b = ((x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-4) for x in (a, b))
+    return b @ a.T / a.shape[1]""",
+        # the deviation over the places instead of the channels
+        """def correlate(a, b):
+    a, b = ((x - x.mean(0)) / (x.std(0) + 1e-4) for x in (a, b))
+    return a @ b.T / a.shape[1]""",
+        # a constant descriptor divides by zero
+        """def correlate(a, b):
+    a, b = ((x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True) for x in (a, b))
+    return a @ b.T / a.shape[1]""",
+        # the biased deviation
+        """def correlate(a, b):
+    std = partial(torch.std, dim=1, correction=0, keepdim=True)
+    a, b = ((x - x.mean(1, keepdim=True)) / (std(x) + 1e-4) for x in (a, b))
+    return a @ b.T / a.shape[1]""",
+    ],
+    ("02_cosam", "order-free"): [
+        # the mean over everything
+        "def order_free(cost, Q):\n    return cost.mean(0)",
+        # the largest over everything
+        "def order_free(cost, Q):\n    return cost.amax(0)",
+        # frames and places mixed up
+        "def order_free(cost, Q):\n    return cost.view(Q, -1, cost.shape[1]).amax(0).mean(0)",
+        # mean over the places, largest over the frames
+        "def order_free(cost, Q):\n    return cost.view(-1, Q, cost.shape[1]).mean(1).amax(0)",
+        # the first frame only
+        "def order_free(cost, Q):\n    return cost[:Q].amax(0)",
+    ],
+    ("02_cosam", "agree"): [
+        # no agreement
+        "def agree(gates, T):\n    return gates",
+        # clips and frames mixed up
+        """def agree(gates, T):
+    return gates.unflatten(0, (T, -1)).mean(0).repeat(T, 1)""",
+        # clips repeated in turns
+        "def agree(gates, T):\n    return gates.unflatten(0, (-1, T)).mean(1).repeat(T, 1)",
+        # all clips share one gate
+        "def agree(gates, T):\n    return gates.mean(0).expand_as(gates)",
+        # the largest in place of the mean
+        """def agree(gates, T):
+    return gates.unflatten(0, (-1, T)).amax(1).repeat_interleave(T, 0)""",
+    ],
 }

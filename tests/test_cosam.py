@@ -299,6 +299,21 @@ def test_snippets_cover_the_tracklet_and_are_few_when_asked():
     assert [p.tolist() for p in cosam.snippets(2, frames=4)] == [[0, 1, 0, 1]]
 
 
+def test_interleaved_clips_reach_over_the_whole_tracklet():
+    assert cosam.interleaved(8).tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
+    long = cosam.interleaved(900, frames=4, most=8).reshape(8, 4)
+    assert (np.ptp(long, axis=1) > 600).all() and len(np.unique(long)) == 32
+    assert cosam.interleaved(2).tolist() == [0, 0, 1, 1]
+
+
+def test_rows_of_the_study_differ_and_are_known():
+    keys = {tuple(row.items()) for row in cosam.STUDY}
+    assert len(keys) == len(cosam.STUDY) == 41
+    assert {row["variant"] for row in cosam.STUDY} == set(cosam.VARIANTS)
+    for variant in cosam.VARIANTS.values():
+        assert small(**variant)(torch.rand(1, 3, 3, 32, 16))[0].shape == (1, 256)
+
+
 def test_recipes():
     for name, clips in (("smoke", 1), ("mini", 1), ("gpu", 4)):
         recipe = cosam.recipe(scale(name))

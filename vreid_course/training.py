@@ -5,10 +5,11 @@ so a mean over clips, such as cross entropy, is that of one process. A loss that
 each other sees its own share only: each process mines its own triplets. So does batch norm.
 """
 
+import ctypes
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -200,8 +201,18 @@ def extract(
     return np.stack([everyone[row] for row in range(len(everyone))])
 
 
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed: to ask the system for it anew costs up to half of a step."""
+    with suppress(OSError, AttributeError):  # other C libraries
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        for parameter, size in ((-3, 2**30), (-1, 2**31 - 1), (-2, 2**28)):
+            mallopt(parameter, size)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+
+
 def _accelerator() -> Accelerator:
     cuda = torch.cuda.is_available()
+    if not cuda:
+        _keep_freed_memory()
     return Accelerator(mixed_precision="bf16" if cuda else "no", cpu=not cuda)
 
 

@@ -147,7 +147,7 @@ def test_subset_refusals(crowd, tmp_path):
     ("trouble", "message"),
     [
         (OSError(28, "No space left on device"), "small: not written .*No space left on device"),
-        (KeyboardInterrupt(), "stopped: nothing is left"),
+        (KeyboardInterrupt(), "stopped, and nothing passes"),
     ],
 )
 def test_full_disk_and_ctrl_c_leave_nothing(crowd, tmp_path, monkeypatch, capsys, trouble, message):

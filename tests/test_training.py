@@ -29,12 +29,15 @@ CPU = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 @pytest.fixture(autouse=True, scope="module")
 def on_the_cpu():
-    """What these tests promise, they promise for the CPU, GPU or not."""
+    """What these tests promise, they promise for the CPU, GPU or not, and a number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(int(CPU["OMP_NUM_THREADS"]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         AcceleratorState._reset_state(reset_partial_state=True)
         yield
     AcceleratorState._reset_state(reset_partial_state=True)
+    torch.set_num_threads(threads)
 
 
 class Net(nn.Module):

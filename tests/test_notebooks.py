@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from clean_notebook import WIDGET, clean
 from nbclient import NotebookClient
 from notebook_rules import LARGEST, problems
 
@@ -86,7 +87,7 @@ def put(index, key, value):
         (say("/home/someone/course/x.py:3: UserWarning"), "names a place: /home/someone"),
         (say("in /tmp/ipykernel_12/34.py"), "names a place: /tmp/ipykernel_12"),
         (say("C:\\Users\\someone"), "names a place: C:"),
-        (put(0, "source", "Look in /work/data."), "names a place: /work/data"),
+        (put(0, "source", "Look in /mnt/data."), "names a place: /mnt/data"),
         (put(0, "source", "Take it from https://pypi.org/simple."), "names a place: pypi."),
         (show(text_html="x" * LARGEST), "bytes, more than"),
         (
@@ -102,6 +103,24 @@ def test_each_rule_sees_what_breaks_it(spoil, message, tmp_path):
     spoil(notebook)
     found = check(notebook, tmp_path)
     assert any(re.search(message, line) for line in found), found
+
+
+def test_cleaning_keeps_results_and_drops_progress(tmp_path):
+    notebook = clean_notebook()
+    bar = {
+        "text/plain": " 10%|#         | 4/40 [00:03<00:27, 1.3step/s]",
+        WIDGET: {"model_id": "a"},
+    }
+    view = {"text/plain": "VBox(children=(IntSlider(value=0),))", WIDGET: {"model_id": "b"}}
+    for data in (bar, view):
+        notebook.cells[2].outputs.append(nbformat.v4.new_output("display_data", data=data))
+    say(" 5%|5  | 1/20\r100%|## | 20/20\n")(notebook)
+    notebook.metadata.widgets = {"state": {}}
+    clean(notebook)
+    left = notebook.cells[2].outputs
+    assert [o.get("text") for o in left] == ["6\nnotebooks/00_tour.ipynb\n", None]
+    assert left[1].data == {"text/plain": view["text/plain"]}
+    assert check(notebook, tmp_path) == []
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from vreid_course.data.mars import Split
 from vreid_course.metrics import ranked
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; wrong answers also get a cross.
-RIGHT, WRONG, QUERY, IGNORED = (0, 158, 115), (213, 94, 0), (0, 114, 178), (150, 150, 150)
+RIGHT, WRONG, QUERY = (0, 158, 115), (213, 94, 0), (0, 114, 178)
 
 
 def strip(frames: np.ndarray, count: int = 10, gap: int = 2) -> np.ndarray:

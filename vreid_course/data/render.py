@@ -55,7 +55,7 @@ def body(p: Person, phase: np.ndarray) -> list[Cone]:
             Cone(TORSO, shoulder - 0.012 * up, j["neck"], 0.034 * w, 0.040 * w, 1, "top"),
             Cone(LEGS, hip, knee, 0.058 * w, 0.040 * w, 1, "thigh"),
             Cone(LEGS, knee, ankle, 0.041 * w, 0.027 * w, 1, "shin"),
-            Cone(FEET, ankle - 0.008 * up, toe, 0.026 * h, 0.021 * h, 1, "shoe"),
+            Cone(FEET, ankle - 0.008 * up, toe, 0.026 * h, 0.021 * h, 1, "shoes"),
             Cone(ARMS, shoulder, elbow, 0.034 * w, 0.027 * w, 1, "sleeve"),
             Cone(ARMS, elbow, hand, 0.026 * w, 0.020 * w, 1, "forearm"),
             Cone(ARMS, hand, hand - 0.02 * up, 0.022 * h, 0.018 * h, 1, "skin"),
@@ -228,8 +228,7 @@ def _albedo(p: Person, surface: str, u: np.ndarray, at: np.ndarray) -> np.ndarra
         return _mix(c["bag"], 0.5 * c["bag"], clasp)
     if surface == "backpack":
         return _mix(c["backpack"], 0.55 * c["backpack"], (u < 0.35) | (np.abs(x) < 0.006))
-    name = {"shoe": "shoes"}.get(surface, surface)
-    return c[name][None]
+    return c[surface][None]
 
 
 def _mix(first: np.ndarray, second: np.ndarray, where: np.ndarray) -> np.ndarray:

@@ -17,8 +17,6 @@ from .mars import MarsError, Split
 from .render import PARTS
 from .tracklets import Drawn
 
-FRAME_COLUMNS = ("view", "phase", "occluded", "right", "up", "zoom", "switched")
-
 
 @dataclass(frozen=True)
 class FrameTruth:

@@ -18,7 +18,7 @@ from torch import nn
 from vreid_course import losses, sampling, training
 from vreid_course.loader import ClipBatches, FrameStore, augment, normalise
 from vreid_course.nets import Baseline, resnet
-from vreid_course.training import TrainingError, extract, train
+from vreid_course.training import TrainingError, extract, extract_frames, train
 
 SIZE = (32, 16)
 TESTS = Path(__file__).parent
@@ -301,6 +301,34 @@ def test_a_long_tracklet_is_bounded_in_memory(tmp_path, sampler):
     store = FrameStore(split, SIZE, memory=0)
     features = extract(model, Baseline.embed, store, sampler)
     assert features.shape == (1, 256) and max(sizes) <= 64 and sum(sizes) == 920
+
+
+def test_all_frames_of_all_tracklets(tmp_path):
+    """Each frame as it would be alone, in the split's order, however long its tracklet."""
+    split, sizes = tiny_split(tmp_path / "set", (3, 70, 1), (1, 1, 2), size=SIZE), []
+    trunk = resnet("course")
+    trunk.stem.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    found = extract_frames(trunk, FrameStore(split, SIZE, memory=0), tmp_path)
+    assert [x.shape for x in found] == [(3, 256), (70, 256), (1, 256)] and max(sizes) <= 64
+    assert trunk.training and found[0].dtype == np.float32
+    trunk.eval()
+    for row, t in ((0, 2), (1, 0), (1, 69), (2, 0)):
+        frame = torch.from_numpy(split.frames(row, [t])).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            alone = trunk(normalise(augment(frame))).mean((2, 3))[0]
+        np.testing.assert_allclose(found[row][t], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_frame_features_are_computed_once_for_each_network_and_set(tmp_path):
+    split = tiny_split(tmp_path / "set", (3, 2), (1, 2), size=SIZE)
+    store, trunk, cache = FrameStore(split, SIZE), resnet("course"), tmp_path / "cache"
+    first = extract_frames(trunk, store, cache)
+    trunk.forward = None  # cannot be used any more
+    for a, b in zip(first, extract_frames(trunk, store, cache), strict=True):
+        np.testing.assert_array_equal(a, b)
+    extract_frames(resnet("course"), store, cache)
+    extract_frames(resnet("course"), FrameStore(split.select([True, False]), SIZE), cache)
+    assert len(list(cache.glob("frames_*.npy"))) == 3 and not list(cache.glob("*.part"))
 
 
 TWO = """

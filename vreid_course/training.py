@@ -6,6 +6,7 @@ each other sees its own share only: each process mines its own triplets. So does
 """
 
 import ctypes
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -16,12 +17,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from vreid_course.data.mini_mars import cache_folder
 from vreid_course.loader import FrameStore, augment, normalise
-from vreid_course.nets import one_line
+from vreid_course.nets import Trunk, frame_features, one_line
 from vreid_course.sampling import Rng
 
 Batch = dict[str, Tensor]
@@ -199,6 +202,43 @@ def extract(
     model.train(training)
     everyone = dict(gather_object(features))
     return np.stack([everyone[row] for row in range(len(everyone))])
+
+
+def extract_frames(trunk: Trunk, store: FrameStore, root: Path | None = None) -> list[np.ndarray]:
+    """The features of all frames of the N tracklets of a store: N arrays (T_i, D), float32.
+
+    Pictures are cropped as in testing (`augment`) and averaged over space (`nets.frame_features`),
+    64 frames at a time. Computed once for these weights and files, and kept in the folder `root`
+    (default: the cache folder); of several processes one computes, the others wait for the file.
+    """
+    key = hashlib.sha256(repr((str(store.split.folder.resolve()), store.size)).encode())
+    key.update("".join(store.split.names).encode())
+    for x in trunk.state_dict().values():
+        key.update(x.cpu().numpy().tobytes())
+    path = cache_folder(root) / f"frames_{key.hexdigest()[:12]}.npy"
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            part = path.with_suffix(".part")
+            with part.open("wb") as stream:
+                np.save(stream, np.concatenate(_all_frames(trunk, store)))
+            part.replace(path)
+        return np.split(np.load(path), store.offsets[1:-1])
+
+
+def _all_frames(trunk: Trunk, store: FrameStore) -> list[np.ndarray]:
+    device, training = _accelerator().device, trunk.training
+    trunk.eval().to(device)
+    found = []
+    with torch.inference_mode():
+        for row in tqdm(range(len(store.split)), unit="tracklet"):
+            length, rows = int(store.split.lengths[row]), []
+            for start in range(0, length, 64):
+                which = np.arange(start, min(start + 64, length))
+                clip = normalise(augment(store.read(row, which)).to(device))
+                rows.append(frame_features(trunk, clip).float().cpu().numpy())
+            found.append(np.concatenate(rows))
+    trunk.train(training)
+    return found
 
 
 def _keep_freed_memory() -> None:

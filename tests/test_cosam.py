@@ -308,7 +308,7 @@ def test_interleaved_clips_reach_over_the_whole_tracklet():
 
 def test_rows_of_the_study_differ_and_are_known():
     keys = {tuple(row.items()) for row in cosam.STUDY}
-    assert len(keys) == len(cosam.STUDY) == 41
+    assert len(keys) == len(cosam.STUDY) == 51
     assert {row["variant"] for row in cosam.STUDY} == set(cosam.VARIANTS)
     for variant in cosam.VARIANTS.values():
         assert small(**variant)(torch.rand(1, 3, 3, 32, 16))[0].shape == (1, 256)

@@ -36,7 +36,8 @@ def screenshots(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lesson", LESSONS)
-def test_lesson_in_the_browser(lesson, tmp_path, screenshots):
+def test_lesson_in_the_browser(lesson, tmp_path, screenshots, monkeypatch):
+    monkeypatch.setenv("VREID_SCALE", "smoke")
     (tmp_path / "notebooks").mkdir()
     notebook = tmp_path / "notebooks" / f"{lesson}.ipynb"
     shutil.copy(NOTEBOOKS / notebook.name, notebook)

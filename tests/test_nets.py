@@ -118,7 +118,7 @@ def test_attention_pool_with_equal_scores_is_the_mean():
 
 
 def test_course_weights_come_back(tmp_path, trunk, monkeypatch):
-    path = nets.save_course_backbone(trunk, "python -m made it", seed=5, folder=tmp_path)
+    path = nets.save_weights(trunk, "course_backbone", "python -m made it", seed=5, folder=tmp_path)
     assert path.stat().st_size < 2.1 * SIZES["course"][1]
     assert json.loads((tmp_path / "course_backbone.json").read_text())["seed"] == 5
     monkeypatch.setattr(nets, "WEIGHTS_FOLDER", tmp_path)
@@ -133,7 +133,7 @@ def test_course_weights_come_back(tmp_path, trunk, monkeypatch):
 
 @pytest.mark.parametrize("fault", ["missing", "no hash", "cut", "other network"])
 def test_broken_course_weights(tmp_path, trunk, fault):
-    path = nets.save_course_backbone(trunk, "", 0, tmp_path)
+    path = nets.save_weights(trunk, "course_backbone", "", 0, tmp_path)
     if fault == "missing":
         path.unlink()
     elif fault == "no hash":
@@ -141,9 +141,11 @@ def test_broken_course_weights(tmp_path, trunk, fault):
     elif fault == "cut":
         path.write_bytes(path.read_bytes()[:-1000])
     else:
-        nets.save_course_backbone(nets.Trunk(trunk.stem, [trunk.layer1] * 4, 1), "", 0, tmp_path)
+        nets.save_weights(
+            nets.Trunk(trunk.stem, [trunk.layer1] * 4, 1), "course_backbone", "", 0, tmp_path
+        )
     with pytest.raises(ValueError, match=r"course_backbone\.pt.*restore data/weights") as info:
-        nets.load_course_backbone(folder=tmp_path)
+        nets.load_weights(trunk, "course_backbone", tmp_path)
     assert "\n" not in str(info.value)
 
 

@@ -19,7 +19,7 @@ from vreid_course.data.mars import Split
 from vreid_course.data.mini_mars import ATTRIBUTES_CSV, MiniMars, cache_folder, mini_mars
 from vreid_course.data.truth import Truth
 from vreid_course.losses import accuracy, batch_hard_triplet, smoothed_cross_entropy
-from vreid_course.nets import resnet, save_course_backbone
+from vreid_course.nets import resnet, save_weights
 from vreid_course.training import cosine, train
 
 SETS = [
@@ -177,4 +177,4 @@ def make(steps: int = 2000, seed: int = 0, root: Path | None = None) -> Path:
     folder = cache_folder(root) / f"backbone_{steps}_{seed}"
     schedule = cosine(steps, warmup=min(100, math.ceil(steps / 10)))
     train(model, pupil_loss, optimiser, batches, steps, schedule=schedule, seed=seed, folder=folder)
-    return save_course_backbone(model.trunk, COMMAND, seed)
+    return save_weights(model.trunk, "course_backbone", COMMAND, seed)

@@ -52,7 +52,8 @@ def resnet(name: str, weights: str | None = None, last_stride: int = 1) -> Trunk
     if name not in makers or weights not in (None, "course" if name == "course" else "imagenet"):
         raise ValueError(f"no backbone {name!r} with weights {weights!r}: names are {[*makers]}")
     if name == "course":
-        return load_course_backbone(last_stride) if weights else _course(last_stride)
+        trunk = _course(last_stride)
+        return load_weights(trunk, "course_backbone") if weights else trunk
     model = makers[name]()
     if weights is not None:
         _load_imagenet(model, name)
@@ -79,31 +80,33 @@ def _course(last_stride: int = 1) -> Trunk:
     return Trunk(stem, layers, last_stride)
 
 
-def save_course_backbone(trunk: Trunk, command: str, seed: int, folder: Path | None = None) -> Path:
-    """Write the trunk's weights as float16 and, beside them, their hash, command and seed."""
-    path = (folder or WEIGHTS_FOLDER) / "course_backbone.pt"
+def save_weights(
+    model: nn.Module, name: str, command: str, seed: int, folder: Path | None = None
+) -> Path:
+    """Write `name`.pt, the weights as float16, and beside them their hash, command and seed."""
+    path = (folder or WEIGHTS_FOLDER) / f"{name}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({key: x.cpu() for key, x in copy.deepcopy(trunk).half().state_dict().items()}, path)
+    torch.save({key: x.cpu() for key, x in copy.deepcopy(model).half().state_dict().items()}, path)
     made = {"sha256": _sha256(path), "command": command, "seed": seed}
     path.with_suffix(".json").write_text(json.dumps(made, indent=2) + "\n", "utf-8")
     return path
 
 
-def load_course_backbone(last_stride: int = 1, folder: Path | None = None) -> Trunk:
-    """The course backbone with the weights of `save_course_backbone`, float32.
+def load_weights(model: nn.Module, name: str, folder: Path | None = None) -> nn.Module:
+    """Fill the model with the weights of `save_weights`, as float32; returns it.
 
     Raises ValueError if a file is missing, or the weights are not those of the hash beside them.
     """
-    path, trunk = (folder or WEIGHTS_FOLDER) / "course_backbone.pt", _course(last_stride)
+    path = (folder or WEIGHTS_FOLDER) / f"{name}.pt"
     try:
         made = json.loads(path.with_suffix(".json").read_text("utf-8"))
         if made["sha256"] != _sha256(path):
             raise ValueError(f"it is not the file whose hash is in {path.stem}.json")
-        trunk.load_state_dict(torch.load(path, weights_only=True))
+        model.load_state_dict(torch.load(path, weights_only=True))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        cure = "restore data/weights with `git checkout data/weights`"
-        raise ValueError(f"{path}: no course backbone ({one_line(error)}): {cure}") from None
-    return trunk
+        what, cure = name.replace("_", " "), "restore data/weights with `git checkout data/weights`"
+        raise ValueError(f"{path}: no {what} ({one_line(error)}): {cure}") from None
+    return model
 
 
 def _load_imagenet(model: nn.Module, name: str) -> None:

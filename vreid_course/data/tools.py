@@ -166,7 +166,7 @@ def subset(src: str | Path, out: str | Path, ids: int, seed: int = 0) -> None:
         whole = read_attributes(path)
         annotations[path.name] = whole.select(np.isin(whole.pids, chosen))
     query = np.flatnonzero(np.isin(rows, mars.query))
-    _write_set(out, plan, query, _link, annotations)
+    _write_set(out, plan, query, link_or_copy, annotations)
 
 
 def convert(src: str | Path, out: str | Path, seed: int = 0) -> None:
@@ -224,7 +224,8 @@ def _write_set(
             write_attributes(new / file, annotation)
 
 
-def _link(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, or a copy where the disk has no links."""
     try:
         os.link(source, target)
     except OSError:  # another disk, or a disk without links

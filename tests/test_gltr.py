@@ -122,7 +122,7 @@ def test_the_first_step():
     local = head.local(x)
     assert torch.equal(head.share(local), local)
     energy = local.square().mean((0, 2)).unflatten(0, (4, 128)).mean(1)
-    np.testing.assert_allclose(energy[1:].detach() / energy[0].detach(), 3 * 128e-6, rtol=0.1)
+    np.testing.assert_allclose(energy[1:].detach() / energy[0].detach(), 3 * 128e-6, rtol=0.15)
     weight = torch.randn(512, 7, dtype=torch.float64)
     F.cross_entropy(neck(head(x)) @ weight, torch.arange(16) % 7).backward()
     share = head.share

@@ -7,6 +7,7 @@ same layout works.
 """
 
 import os
+import re
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from vreid_course import lessons, losses, metrics
+from vreid_course.non_local import NonLocal
 
 FOLDER = Path(os.environ.get("VREID_REFERENCE", Path(__file__).parent / "reference"))
 
@@ -92,12 +94,70 @@ def compare_temporal_attention(arrays):
     close(pool(maps).detach(), arrays["output"])
 
 
+def compare_non_local(arrays):
+    """The non-local block, with the keys halved in height and width or not."""
+    x = torch.from_numpy(arrays["input"]).transpose(1, 2)  # (B, T, C, H, W)
+    module = NonLocal(x.shape[2], "weight/g.0.weight" in arrays, x.shape[1]).eval()
+    state = {k[7:]: torch.from_numpy(v) for k, v in arrays.items() if k.startswith("weight/")}
+    state["W.1.num_batches_tracked"] = torch.tensor(0)  # a counter, not in the file
+    module.load_state_dict(lessons.load("04_tkp").translated(state))
+    output = module(x.flatten(0, 1)).unflatten(0, x.shape[:2]).transpose(1, 2)
+    close(output.detach(), arrays["output"])
+
+
+def compare_tkp_losses(arrays):
+    """Six losses, their sum, and its gradients; the teacher's frame features get none."""
+    kinds = ("image", "frame", "video")
+    i, f, v = (torch.tensor(arrays[f"{k}_features"], requires_grad=True) for k in kinds)
+    pids = torch.from_numpy(arrays["pids"])
+    clips = [x.unflatten(0, (len(pids), -1)) for x in (i, f)]  # (B, T, D)
+    assert np.array_equal(arrays["image_pids"], np.repeat(pids, clips[0].shape[1]))
+    parts = lessons.load("04_tkp").metric_losses(*clips, v, pids)
+    assert len(parts) == 6
+    for name, value in parts.items():
+        name = {"TKP-F": "tkp_feature", "TKP-D": "tkp_distance"}.get(name, name)
+        np.testing.assert_allclose(value.item(), arrays[name], rtol=1e-4, atol=1e-5)
+    total = sum(parts.values())
+    close(total.item(), arrays["total"])
+    grads = torch.autograd.grad(total, (i, v, f), allow_unused=True)
+    for grad, name in zip(grads, ("image", "video", "frame"), strict=True):
+        expected = arrays[f"{name}_grad"]
+        close(np.zeros_like(expected) if grad is None else grad, expected)
+    assert grads[2] is None and not arrays["frame_grad"].any()
+
+
+def compare_gltr(arrays):
+    """Pyramid, self-attention, feature and logits of the temporal head."""
+    lesson, weights = lessons.load("03_gltr"), {k: v for k, v in arrays.items() if "weight/" in k}
+    weights = {k[7:]: torch.from_numpy(v) for k, v in weights.items()}
+    counters = {k[:-12] + "num_batches_tracked" for k in weights if k.endswith("running_mean")}
+    weights |= {k: torch.tensor(0) for k in counters}
+    filters, _, _, d = weights["feat1.weight"].shape
+    rates = range(1, 1 + sum(bool(re.match(r"feat\d", k)) for k in weights))
+    inner = weights["Nonlocal_block0.theta.weight"].shape[0]
+    share = partial(lesson.TSA, inner=inner)
+    make = partial(lesson.Head, dilations=rates, filters=filters, share=share)
+    model = lesson.Temporal(len(weights["classifier.weight"]), 1, d, make).eval()
+    weights |= {f"feat.{k}": v for k, v in model.reduce.state_dict().items()}  # not in the file
+    lesson.load_official(model, weights)
+    with torch.no_grad():
+        dtp = model.head.local(torch.from_numpy(arrays["input"]))
+        tsa = model.head.share(dtp)
+        close(dtp, arrays["dtp"])
+        close(tsa, arrays["tsa"])
+        close(tsa.mean(2), arrays["feature"])
+        close(model.classifier(model.neck(tsa.mean(2)).relu()), arrays["logits"])
+
+
 COMPARISONS = {  # pattern of the file's name without .npz: comparison, given its arrays
     "metrics_*": compare_metrics,
     "baseline_losses": compare_baseline_losses,
     "cosam_eval": partial(compare_cosam, training=False),
     "cosam_train": partial(compare_cosam, training=True),
     "temporal_attention": compare_temporal_attention,
+    "gltr_eval": compare_gltr,
+    "nonlocal3d_*": compare_non_local,
+    "tkp_losses": compare_tkp_losses,
 }
 
 

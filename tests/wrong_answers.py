@@ -259,4 +259,226 @@ WRONG_ANSWERS = {
         """def agree(gates, T):
     return gates.unflatten(0, (-1, T)).amax(1).repeat_interleave(T, 0)""",
     ],
+    ("04_tkp", "one-look"): [
+        # scaled as in a transformer
+        """def one_look(q, keys, values):
+    return (keys @ q / len(q) ** 0.5).softmax(0) @ values""",
+        # the mean of all values
+        "def one_look(q, keys, values):\n    return values.mean(0)",
+        # the best key only
+        "def one_look(q, keys, values):\n    return values[(keys @ q).argmax()]",
+        # no softmax
+        """def one_look(q, keys, values):
+    return (keys @ q) @ values / len(keys)""",
+        # overflows
+        """def one_look(q, keys, values):
+    weights = (keys @ q).exp()
+    return weights @ values / weights.sum()""",
+    ],
+    ("04_tkp", "fold"): [
+        # frame by frame, not clip by clip
+        """def fold(clips, pids):
+    return clips.permute(2, 0, 1, 3, 4).flatten(0, 1), pids.repeat(clips.shape[2])""",
+        # channels taken for frames
+        """def fold(clips, pids):
+    B, C, T, H, W = clips.shape
+    return clips.reshape(B * T, C, H, W), pids.repeat_interleave(T)""",
+        # people in turns
+        """def fold(clips, pids):
+    return clips.transpose(1, 2).flatten(0, 1), pids.repeat(clips.shape[2])""",
+        # a person for each clip, not for each frame
+        """def fold(clips, pids):
+    return clips.transpose(1, 2).flatten(0, 1), pids""",
+    ],
+    ("04_tkp", "image-to-video"): [
+        # videos as anchors
+        """def image_to_video(i, v, image_pids, pids):
+    d, same = torch.cdist(v, i), pids[:, None] == image_pids
+    own, other = d.masked_fill(~same, 0).amax(1), d.masked_fill(same, torch.inf).amin(1)
+    return (own - other + 0.3).relu().mean()""",
+        # the nearest of the same person
+        """def image_to_video(i, v, image_pids, pids):
+    d, same = torch.cdist(i, v), image_pids[:, None] == pids
+    own, other = d.masked_fill(~same, torch.inf).amin(1), d.masked_fill(same, torch.inf).amin(1)
+    return (own - other + 0.3).relu().mean()""",
+        # no margin
+        """def image_to_video(i, v, image_pids, pids):
+    d, same = torch.cdist(i, v), image_pids[:, None] == pids
+    own, other = d.masked_fill(~same, 0).amax(1), d.masked_fill(same, torch.inf).amin(1)
+    return (own - other).relu().mean()""",
+        # easy anchors counted below 0
+        """def image_to_video(i, v, image_pids, pids):
+    d, same = torch.cdist(i, v), image_pids[:, None] == pids
+    own, other = d.masked_fill(~same, 0).amax(1), d.masked_fill(same, torch.inf).amin(1)
+    return (own - other + 0.3).mean()""",
+        # squared distances
+        """def image_to_video(i, v, image_pids, pids):
+    d, same = torch.cdist(i, v) ** 2, image_pids[:, None] == pids
+    own, other = d.masked_fill(~same, 0).amax(1), d.masked_fill(same, torch.inf).amin(1)
+    return (own - other + 0.3).relu().mean()""",
+    ],
+    ("05_attributes", "sure"): [
+        # the sum over the labels in place of the mean
+        """def sure(p, sigma):
+    return torch.exp((p * p.clamp(min=1e-6).log()).sum(1) / sigma**2)""",
+        # divided by sigma, not by its square
+        """def sure(p, sigma):
+    return torch.exp((p * p.clamp(min=1e-6).log()).mean(1) / sigma)""",
+        # the entropy with its usual sign: vague frames count most
+        """def sure(p, sigma):
+    return torch.exp(-(p * p.clamp(min=1e-6).log()).mean(1) / sigma**2)""",
+        # nan where a probability is 0
+        """def sure(p, sigma):
+    return torch.exp((p * p.log()).mean(1) / sigma**2)""",
+        # the entropy with both terms
+        """def sure(p, sigma):
+    q = 1 - p
+    ent = (p * p.clamp(min=1e-6).log() + q * q.clamp(min=1e-6).log()).mean(1)
+    return torch.exp(ent / sigma**2)""",
+        # over the frames instead of the labels
+        """def sure(p, sigma):
+    ent = (p * p.clamp(min=1e-6).log()).mean(0)
+    return torch.exp(ent / sigma**2).mean().expand(len(p))""",
+    ],
+    ("05_attributes", "combine"): [
+        # all frames alike
+        "def combine(vectors, conf, widths):\n    return vectors.mean(0)",
+        # weights that do not sum to 1
+        """def combine(vectors, conf, widths):
+    *parts, free = vectors.split(widths, dim=1)
+    return torch.cat([*[conf[:, n] @ part for n, part in enumerate(parts)], free.mean(0)])""",
+        # normalised over the groups instead of the frames
+        """def combine(vectors, conf, widths):
+    *parts, free = vectors.split(widths, dim=1)
+    w = conf / conf.sum(1, keepdim=True)
+    return torch.cat([*[w[:, n] @ part for n, part in enumerate(parts)], free.mean(0)])""",
+        # a softmax of the confidences
+        """def combine(vectors, conf, widths):
+    *parts, free = vectors.split(widths, dim=1)
+    w = conf.softmax(0)
+    return torch.cat([*[w[:, n] @ part for n, part in enumerate(parts)], free.mean(0)])""",
+        # the free segment gets the last group's weights
+        """def combine(vectors, conf, widths):
+    w = conf / conf.sum(0)
+    parts = vectors.split(widths, dim=1)
+    return torch.cat([w[:, min(n, w.shape[1] - 1)] @ x for n, x in enumerate(parts)])""",
+        # one weight a frame for all segments
+        """def combine(vectors, conf, widths):
+    w = conf.mean(1) / conf.mean(1).sum()
+    *parts, free = vectors.split(widths, dim=1)
+    return torch.cat([*[w @ part for part in parts], free.mean(0)])""",
+        # the surest frame alone
+        """def combine(vectors, conf, widths):
+    *parts, free = vectors.split(widths, dim=1)
+    best = conf.argmax(0)
+    return torch.cat([*[part[best[n]] for n, part in enumerate(parts)], free.mean(0)])""",
+    ],
+    ("05_attributes", "rare"): [
+        # no weights
+        """def rare(p, y, r, s):
+    return -(y * p.log() + (1 - y) * (1 - p).log()).mean()""",
+        # common labels count more
+        """def rare(p, y, r, s):
+    yes, no = torch.exp(r / s**2), torch.exp((1 - r) / s**2)
+    return -(yes * y * p.log() + no * (1 - y) * (1 - p).log()).mean()""",
+        # s without its square
+        """def rare(p, y, r, s):
+    yes, no = torch.exp((1 - r) / s), torch.exp(r / s)
+    return -(yes * y * p.log() + no * (1 - y) * (1 - p).log()).mean()""",
+        # the sum over the labels
+        """def rare(p, y, r, s):
+    yes, no = torch.exp((1 - r) / s**2), torch.exp(r / s**2)
+    return -(yes * y * p.log() + no * (1 - y) * (1 - p).log()).sum(1).mean()""",
+        # only the 1s are weighted
+        """def rare(p, y, r, s):
+    yes = torch.exp((1 - r) / s**2)
+    return -(yes * y * p.log() + (1 - y) * (1 - p).log()).mean()""",
+        # the sign
+        """def rare(p, y, r, s):
+    yes, no = torch.exp((1 - r) / s**2), torch.exp(r / s**2)
+    return (yes * y * p.log() + no * (1 - y) * (1 - p).log()).mean()""",
+    ],
+    ("05_attributes", "apart"): [
+        # the distance of the means
+        "def apart(a, b, width):\n    return (a.mean(0) - b.mean(0)).square().sum()",
+        # the distance in place of its square
+        """def apart(a, b, width):
+    def k(x, y):
+        return torch.exp(-torch.cdist(x, y) / (2 * width**2)).mean()
+
+    return k(a, a) + k(b, b) - 2 * k(a, b)""",
+        # the pairs across count once
+        """def apart(a, b, width):
+    def k(x, y):
+        return torch.exp(-torch.cdist(x, y) ** 2 / (2 * width**2)).mean()
+
+    return k(a, a) + k(b, b) - k(a, b)""",
+        # a vector with itself left out
+        """def apart(a, b, width):
+    def k(x, y):
+        return torch.exp(-torch.cdist(x, y) ** 2 / (2 * width**2))
+
+    n, m = len(a), len(b)
+    inside = (k(a, a).sum() - n) / (n * (n - 1)) + (k(b, b).sum() - m) / (m * (m - 1))
+    return inside - 2 * k(a, b).mean()""",
+        # sums in place of means
+        """def apart(a, b, width):
+    def k(x, y):
+        return torch.exp(-torch.cdist(x, y) ** 2 / (2 * width**2)).sum()
+
+    return k(a, a) + k(b, b) - 2 * k(a, b)""",
+        # the width without its factor of 2
+        """def apart(a, b, width):
+    def k(x, y):
+        return torch.exp(-torch.cdist(x, y) ** 2 / width**2).mean()
+
+    return k(a, a) + k(b, b) - 2 * k(a, b)""",
+    ],
+    ("03_gltr", "offsets"): [
+        # as if without dilation
+        """def offsets(dilations, width=3):
+    half = width // 2 * max(dilations)
+    return list(range(-half, half + 1))""",
+        # width 3 only
+        """def offsets(dilations, width=3):
+    return sorted({k * r for r in dilations for k in (-1, 0, 1)})""",
+        # no centre tap
+        """def offsets(dilations, width=3):
+    half = width // 2
+    return sorted({k * r for r in dilations for k in range(-half, half + 1) if k})""",
+    ],
+    ("03_gltr", "uniform"): [
+        # the residual is forgotten
+        """def uniform(x, value, out):
+    return out @ (value @ x.mean(1))""",
+        # weights 1 in place of 1 / T
+        """def uniform(x, value, out):
+    return x.mean(1) + out @ (value @ x.sum(1))""",
+    ],
+    ("03_gltr", "mean-response"): [
+        # the ends do not matter
+        """def mean_response(weight, r, frames):
+    return weight.sum(2) @ frames.mean(0)""",
+        # first and last exchanged
+        """def mean_response(weight, r, frames):
+    S = frames.sum(0)
+    before, after = S - frames[:r].sum(0), S - frames[-r:].sum(0)
+    return (weight[..., 0] @ before + weight[..., 1] @ S + weight[..., 2] @ after) / len(frames)""",
+        # one frame at each end, whatever r is
+        """def mean_response(weight, r, frames):
+    S = frames.sum(0)
+    y = weight[..., 0] @ (S - frames[-1]) + weight[..., 1] @ S + weight[..., 2] @ (S - frames[0])
+    return y / len(frames)""",
+    ],
+    ("03_gltr", "ring"): [
+        # zeros beyond the ends
+        """def ring(weight, r, x):
+    return F.conv1d(x, weight, padding=r, dilation=r)""",
+        # one frame of padding, whatever r is
+        """def ring(weight, r, x):
+    return F.conv1d(F.pad(x, (1, 1), mode="circular"), weight, dilation=r)""",
+        # the end repeated
+        """def ring(weight, r, x):
+    return F.conv1d(F.pad(x, (r, r), mode="replicate"), weight, dilation=r)""",
+    ],
 }

@@ -454,6 +454,10 @@ WRONG_ANSWERS = {
         # weights 1 in place of 1 / T
         """def uniform(x, value, out):
     return x.mean(1) + out @ (value @ x.sum(1))""",
+        # the output map is forgotten, the values are repeated to its size
+        """def uniform(x, value, out):
+    taken = value @ x.mean(1)
+    return x.mean(1) + taken.repeat(2)""",
     ],
     ("03_gltr", "mean-response"): [
         # the ends do not matter

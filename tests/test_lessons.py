@@ -159,7 +159,7 @@ def test_lessons_load_under_torchrun(toy, tmp_path):
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run([*command, script], capture_output=True, text=True, timeout=120)
-    assert done.stdout.count("area 3.14159") == 2, done.stderr
+    assert done.stdout.count(" 3.14159") == 2, done.stderr
 
 
 def test_every_lesson_loads_quickly_and_quietly(monkeypatch, capsys):

@@ -149,6 +149,38 @@ def compare_gltr(arrays):
         close(model.classifier(model.neck(tsa.mean(2)).relu()), arrays["logits"])
 
 
+def weights_of(arrays):
+    """The `weight/...` of a file, as tensors."""
+    return {k[7:]: torch.from_numpy(v) for k, v in arrays.items() if k.startswith("weight/")}
+
+
+def compare_m3d(arrays):
+    """The residual block with its multi-scale temporal layer, with and without stride."""
+    x = torch.from_numpy(arrays["input"]).unflatten(0, (int(arrays["clips"]), -1))
+    block = lessons.load("07_related").load_m3d(weights_of(arrays), int(arrays["stride"]))
+    output = block(x.transpose(1, 2)).transpose(1, 2)  # (B, T, C, H, W)
+    close(output.flatten(0, 1).detach(), arrays["output"])
+
+
+def compare_stmp(arrays):
+    """Refining unit and integration: video feature and parts."""
+    model = lessons.load("07_related").load_stmp(weights_of(arrays))
+    x = torch.from_numpy(arrays["input"])
+    close(model(x).detach(), arrays["video_feature"])
+    close(model.parts(model.refine(x)).detach(), arrays["part_features"])
+
+
+def compare_snippet(arrays):
+    """Self pooling of the probe, cross pooling of the gallery by the probe's query."""
+    pool, cross = lessons.load("07_related").load_snippet(weights_of(arrays))
+    kinds = ("probe_base", "probe_value", "gallery_base", "gallery_value")
+    p_base, p_value, g_base, g_value = (torch.from_numpy(arrays[k]) for k in kinds)
+    pooled, query = pool(p_base, p_value)
+    close(pooled.detach(), arrays["pooled_probe"])
+    close(query.detach(), arrays["query"])
+    close(cross(query, g_base, g_value).detach(), arrays["pooled_gallery"])
+
+
 COMPARISONS = {  # pattern of the file's name without .npz: comparison, given its arrays
     "metrics_*": compare_metrics,
     "baseline_losses": compare_baseline_losses,
@@ -158,6 +190,9 @@ COMPARISONS = {  # pattern of the file's name without .npz: comparison, given it
     "gltr_eval": compare_gltr,
     "nonlocal3d_*": compare_non_local,
     "tkp_losses": compare_tkp_losses,
+    "m3d_*": compare_m3d,
+    "stmp_eval": compare_stmp,
+    "snippet_eval": compare_snippet,
 }
 
 

@@ -485,4 +485,41 @@ WRONG_ANSWERS = {
         """def ring(weight, r, x):
     return F.conv1d(F.pad(x, (r, r), mode="replicate"), weight, dilation=r)""",
     ],
+    ("07_related", "left-over"): [
+        # frame 0 gets the weight of any other
+        """def left_over(z, bad, T):
+    return [z * (1 - z) ** (t - bad) if t >= bad else 0.0 for t in range(T)]""",
+        # the roles of z and 1 - z exchanged
+        """def left_over(z, bad, T):
+    first = 1.0 if bad == 0 else 1 - z
+    return [first * z ** (t - bad) if t >= bad else 0.0 for t in range(T)]""",
+        # always halved
+        """def left_over(z, bad, T):
+    return [0.5 ** (t - bad + 1) if t >= bad else 0.0 for t in range(T)]""",
+    ],
+    ("07_related", "spoiled"): [
+        # the norm in place of the energy
+        """def spoiled(f, N, K):
+    share = f / (f + K - 1)
+    return share / (share + (N - 1) / K)""",
+        # not normalised in each frame
+        """def spoiled(f, N, K):
+    return f**2 / (f**2 + N - 1)""",
+        # frames and stripes exchanged
+        """def spoiled(f, N, K):
+    share = f**2 / (f**2 + N - 1)
+    return share / (share + (K - 1) / N)""",
+    ],
+    ("07_related", "vote"): [
+        # all pairs
+        "def voted(distances, share):\n    return float(distances.mean())",
+        # the best pair
+        "def voted(distances, share):\n    return float(distances.min())",
+        # a quantile for each snippet of the probe
+        """def voted(distances, share):
+    limit = np.quantile(distances, share, axis=1, keepdims=True)
+    return float(distances[distances <= limit].mean())""",
+        # the limit alone
+        "def voted(distances, share):\n    return float(np.quantile(distances, share))",
+    ],
 }

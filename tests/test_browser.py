@@ -9,7 +9,16 @@ import pytest
 from jupyter_browser import visit
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-LESSONS = ["00_tour", "01_baseline", "02_cosam", "03_gltr", "04_tkp", "05_attributes", "07_related"]
+LESSONS = [
+    "00_tour",
+    "01_baseline",
+    "02_cosam",
+    "03_gltr",
+    "04_tkp",
+    "05_attributes",
+    "06_vrstc",
+    "07_related",
+]
 PLANTED = """import io
 import ipywidgets
 from PIL import Image

@@ -522,4 +522,58 @@ WRONG_ANSWERS = {
         # the limit alone
         "def voted(distances, share):\n    return float(np.quantile(distances, share))",
     ],
+    ("06_vrstc", "scores"): [
+        # the mean over the features, not over the frames
+        """def cosine_with_mean(features):
+    mean = features.mean(dim=1, keepdim=True)
+    return F.cosine_similarity(features, mean.expand_as(features), dim=1)""",
+        # not divided by the lengths
+        """def cosine_with_mean(features):
+    return features @ features.mean(dim=0)""",
+        # compared with the first frame
+        """def cosine_with_mean(features):
+    return F.cosine_similarity(features, features[:1].expand_as(features), dim=1)""",
+    ],
+    ("06_vrstc", "neighbours"): [
+        # a frame is its own neighbour
+        """def neighbours_of(t, clean):
+    left = [s for s in range(t + 1) if clean[s]]
+    right = [s for s in range(t, len(clean)) if clean[s]]
+    before = left[-1] if left else (right[0] if right else -1)
+    return before, right[0] if right else before""",
+        # the first clean frame instead of the nearest
+        """def neighbours_of(t, clean):
+    left = [s for s in range(t) if clean[s]]
+    right = [s for s in range(t + 1, len(clean)) if clean[s]]
+    before = left[0] if left else (right[0] if right else -1)
+    return before, right[0] if right else before""",
+        # one side does not stand in for the other
+        """def neighbours_of(t, clean):
+    left = [s for s in range(t) if clean[s]]
+    right = [s for s in range(t + 1, len(clean)) if clean[s]]
+    return left[-1] if left else -1, right[0] if right else -1""",
+    ],
+    ("06_vrstc", "attention"): [
+        # no softmax: the best one only
+        """def attend_one(patch, patches, scale):
+    return patches[F.cosine_similarity(patch[None], patches, dim=1).argmax()]""",
+        # dot products in place of cosines
+        """def attend_one(patch, patches, scale):
+    return (scale * patches @ patch).softmax(dim=0) @ patches""",
+        # the scale is forgotten
+        """def attend_one(patch, patches, scale):
+    return F.cosine_similarity(patch[None], patches, dim=1).softmax(dim=0) @ patches""",
+    ],
+    ("06_vrstc", "masked"): [
+        # divided by all values
+        """def masked_difference(painted, x, mask):
+    return ((painted - x).abs() * mask).mean()""",
+        # the three channels are forgotten
+        """def masked_difference(painted, x, mask):
+    return ((painted - x).abs() * mask).sum() / mask.sum()""",
+        # each frame by its own mask, then the mean
+        """def masked_difference(painted, x, mask):
+    d = ((painted - x).abs() * mask).flatten(1).sum(1) / (3 * mask.flatten(1).sum(1))
+    return d.mean()""",
+    ],
 }

@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         ("evaluate", _evaluate, "test a trained network: mAP and rank-k"),
         ("study", _study, "measure the rows of a lesson's table that are still missing"),
         ("bench", _bench, "measure a lesson's network: parameters, operations, milliseconds"),
+        ("make", _make, "run a lesson's other stages: what its `make` prepares"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("lesson", help="such as 01_baseline: a notebook's name")
@@ -102,6 +103,13 @@ def _study(options: argparse.Namespace) -> None:
     if not hasattr(lesson, "STUDY"):
         raise ValueError(f"{options.lesson} has no study: its notebook exports no STUDY")
     print(study.run(options.lesson, lesson.STUDY, lesson.measure))
+
+
+def _make(options: argparse.Namespace) -> None:
+    lesson = lessons.load(options.lesson)
+    if not hasattr(lesson, "make"):
+        raise ValueError(f"{options.lesson} has nothing to make: use train")
+    print(lesson.make())
 
 
 def _bench(options: argparse.Namespace) -> None:

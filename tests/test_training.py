@@ -382,3 +382,21 @@ def test_two_processes_are_one(tmp_path):
         training.load_checkpoint(tmp_path / name / "f.pt")["features"] for name in ("one", "two")
     )
     torch.testing.assert_close(*features, rtol=0, atol=1e-5)
+
+
+def test_in_bfloat16_computes_so_and_gives_float32_back():
+    seen = []
+
+    def embed(model, frames):
+        seen.append(model(frames).dtype)
+        return model(frames)
+
+    def loss(model, batch):
+        return model(batch).sum(), {"accuracy": 1}
+
+    model, x = nn.Linear(3, 2), torch.rand(4, 3)
+    fast = training.in_bfloat16(embed)(model, x)
+    assert seen == [torch.bfloat16] and fast.dtype == torch.float32
+    torch.testing.assert_close(fast, model(x), atol=0.02, rtol=0.02)
+    assert not torch.equal(fast, model(x))
+    assert training.in_bfloat16(loss)(model, x)[1] == {"accuracy": 1}

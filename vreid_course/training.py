@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from tqdm.auto import tqdm
 from vreid_course.data.mini_mars import cache_folder
 from vreid_course.loader import FrameStore, augment, normalise
 from vreid_course.nets import Trunk, frame_features, one_line
-from vreid_course.sampling import Rng
+from vreid_course.sampling import Rng, clips
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Tensor]]]
@@ -105,6 +106,21 @@ def _step(
         accelerator.backward(total)
         optimiser.step()
     return values
+
+
+def in_bfloat16(function: Callable) -> Callable:
+    """`function(model, ...)`, a loss or an embedding, computed in bfloat16 on the model's device.
+
+    A tensor comes back as float32. The training loop does this by itself on a GPU only.
+    """
+
+    @wraps(function)
+    def fast(model: nn.Module, *values):
+        with torch.autocast(next(model.parameters()).device.type, torch.bfloat16):
+            found = function(model, *values)
+        return found.float() if isinstance(found, Tensor) else found
+
+    return fast
 
 
 def cosine(steps: int, warmup: int = 0) -> Callable[[int], float]:
@@ -231,9 +247,8 @@ def _all_frames(trunk: Trunk, store: FrameStore) -> list[np.ndarray]:
     found = []
     with torch.inference_mode():
         for row in tqdm(range(len(store.split)), unit="tracklet"):
-            length, rows = int(store.split.lengths[row]), []
-            for start in range(0, length, 64):
-                which = np.arange(start, min(start + 64, length))
+            rows = []
+            for which in clips(int(store.split.lengths[row]), frames=64):
                 clip = normalise(augment(store.read(row, which)).to(device))
                 rows.append(frame_features(trunk, clip).float().cpu().numpy())
             found.append(np.concatenate(rows))

@@ -1,4 +1,4 @@
-"""Command line of the data sets: draw mini-MARS, check, subset and convert."""
+"""Command line of the data sets: draw mini-MARS, check, subset, convert, cut out of a video."""
 
 import argparse
 import sys
@@ -8,6 +8,7 @@ from . import tools
 from .mars import MarsError
 from .mini_mars import MiniMars, draw
 from .tracklets import DIALS
+from .video import from_video
 
 EXAMPLES = """examples:
   python -m vreid_course.data draw --out data/thousand --train-ids 1000 --seed 1
@@ -15,6 +16,7 @@ EXAMPLES = """examples:
   python -m vreid_course.data check /data/MARS --frames
   python -m vreid_course.data subset /data/MARS /data/MARS_50 --ids 50
   python -m vreid_course.data convert /data/i-LIDS-VID /data/ilids_as_mars
+  python -m vreid_course.data from-video street.mp4 --boxes boxes.txt --out data/street
 
 The lessons read the set that VREID_DATA names, else a mini-MARS that is drawn on first use:
   VREID_DATA=/data/MARS_50 jupyter lab notebooks/00_tour.ipynb
@@ -27,8 +29,16 @@ def dial(text: str) -> tuple[str, float]:
     return name, float(value)
 
 
+def sides(text: str) -> tuple[int, int]:
+    """Width and height out of WIDTHxHEIGHT."""
+    width, height = map(int, text.lower().split("x"))
+    if min(width, height) < 1:
+        raise ValueError(text)
+    return width, height
+
+
 def parser() -> argparse.ArgumentParser:
-    """The four commands and their arguments."""
+    """The five commands and their arguments."""
     top = argparse.ArgumentParser(
         prog="python -m vreid_course.data",
         description="Data sets for video person re-identification, all in the layout of MARS.",
@@ -54,7 +64,21 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("src", type=Path, help="the unpacked iLIDS-VID or PRID-2011 folder")
     convert.add_argument("out", type=Path, help="new folder for the set")
     convert.add_argument("--seed", type=int, default=0, help="which half to train on (0)")
+
+    video = commands.add_parser("from-video", help="cut the people out of a video of your own")
+    _video_arguments(video)
     return top
+
+
+def _video_arguments(video: argparse.ArgumentParser) -> None:
+    video.description = "A set to be searched: test part only, camera 1. See lesson 09."
+    video.add_argument("video", type=Path, help="a file that OpenCV can read, such as MP4 or AVI")
+    text = "MOTChallenge text: frame,id,left,top,width,height a line; id -1: linked by overlap"
+    video.add_argument("--boxes", type=Path, required=True, metavar="FILE", help=text)
+    text = "the picture that the boxes were made for, if it is not the video's own"
+    video.add_argument("--boxes-size", type=sides, metavar="WxH", help=text)
+    video.add_argument("--out", type=Path, required=True, help="new folder for the set")
+    video.add_argument("--shortest", type=int, default=1, help="fewest boxes of a track (1)")
 
 
 def _draw_arguments(new: argparse.ArgumentParser) -> None:
@@ -79,6 +103,9 @@ def main(argv: list[str] | None = None) -> int:
         if command == "draw":
             out, workers = options.pop("out"), options.pop("workers")
             draw(MiniMars(dials=dict(options.pop("dial") or ()), **options), out, workers)
+        elif command == "from-video":
+            out = options["out"]
+            print(from_video(**options))
         else:
             out = options["out"]
             {"subset": tools.subset, "convert": tools.convert}[command](**options)

@@ -1,10 +1,12 @@
 """The loop: learns, resumes bit for bit, survives being killed, says what is wrong; extraction."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from functools import partial
 from pathlib import Path
 
@@ -331,6 +333,40 @@ def test_frame_features_are_computed_once_for_each_network_and_set(tmp_path):
     assert len(list(cache.glob("frames_*.npy"))) == 3 and not list(cache.glob("*.part"))
 
 
+def test_weights_are_hashed_again_only_after_they_changed(monkeypatch):
+    net = Net()
+    first = training._fingerprint(net)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.hashlib, "sha256", None)  # cannot be used
+        assert training._fingerprint(net) == first
+    optimiser = torch.optim.SGD(net.parameters(), 1.0)
+    for change in (
+        lambda: (net(torch.rand(4, 2, 3, 32, 16))[1].sum().backward(), optimiser.step()),
+        lambda: net.norm.running_mean.add_(1),
+        lambda: net.load_state_dict(Net().state_dict()),
+    ):
+        before = training._fingerprint(net)
+        change()
+        assert training._fingerprint(net) != before
+    same = Net()
+    same.load_state_dict(net.state_dict())
+    assert training._fingerprint(same) == training._fingerprint(net)
+
+
+def test_what_is_computed_once_depends_on_its_key_and_weights(tmp_path):
+    calls = []
+
+    def parts():
+        calls.append(1)
+        return (np.full((n, 2), n) for n in (1, 3))
+
+    keys = [(("a", 1),), (("a", 2),), (("a", 1), Net()), (("a", 1), Net())]
+    for key, *net in keys * 2:
+        found = training.computed_once("x", key, parts, *net or [None], tmp_path)
+        assert found[:, 0].tolist() == [1, 3, 3, 3] and found.flags.writeable
+    assert len(calls) == 4 == len(list(tmp_path.glob("x_*.npy")))
+
+
 TWO = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -382,6 +418,63 @@ def test_two_processes_are_one(tmp_path):
         training.load_checkpoint(tmp_path / name / "f.pt")["features"] for name in ("one", "two")
     )
     torch.testing.assert_close(*features, rtol=0, atol=1e-5)
+
+
+KILLED = """
+import os, pickle, sys, time
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import test_training as t
+
+folder, name, pause = Path({folder!r}), sys.argv[1], float(sys.argv[2])
+(folder / f"{{name}}_{{os.environ['RANK']}}.pid").write_text(str(os.getpid()))
+
+def slow(model, batch):
+    time.sleep(pause)
+    return t.loss(model, batch)
+
+t.run(pickle.loads((folder / "split").read_bytes()), 12, folder / name, slow, P=4)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_resumed(tmp_path):
+    """Both killed by the system in the middle: the same command then gives the unbroken run.
+
+    With dropout, batch norm, momentum and triplets; bit for bit, for a sum of two numbers does not
+    depend on which process adds first.
+    """
+    (tmp_path / "split").write_bytes(pickle.dumps(tiny_split(tmp_path / "set")))
+    (tmp_path / "script.py").write_text(KILLED.format(tests=str(TESTS), folder=str(tmp_path)))
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+    command = [*launch, str(tmp_path / "script.py")]
+    path = tmp_path / "broken" / "last.pt"
+    process = subprocess.Popen([*command, "broken", "0.3"], env=CPU, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.4)  # on the way to the next step
+    for pid in (process.pid, *(int(p.read_text()) for p in tmp_path.glob("broken_*.pid"))):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    assert training.load_checkpoint(path)["step"] in (4, 8)
+    for name in ("broken", "whole"):
+        done = subprocess.run([*command, name, "0"], env=CPU, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (training.load_checkpoint(tmp_path / n / "last.pt") for n in ("broken", "whole"))
+    assert one["step"] == two["step"] == 12 and one["history"] == two["history"]
+    for a, b in zip(one["model"].values(), two["model"].values(), strict=True):
+        assert torch.equal(a, b)
+    for key, state in one["optimiser"]["state"].items():
+        assert all(torch.equal(state[k], two["optimiser"]["state"][key][k]) for k in state)
 
 
 def test_in_bfloat16_computes_so_and_gives_float32_back():

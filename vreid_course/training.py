@@ -9,10 +9,11 @@ import ctypes
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from vreid_course.sampling import Rng, clips
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Tensor]]]
+_FINGERPRINTS: WeakKeyDictionary = WeakKeyDictionary()  # network: (versions of its weights, hash)
 
 
 class TrainingError(RuntimeError):
@@ -224,21 +226,47 @@ def extract_frames(trunk: Trunk, store: FrameStore, root: Path | None = None) ->
     """The features of all frames of the N tracklets of a store: N arrays (T_i, D), float32.
 
     Pictures are cropped as in testing (`augment`) and averaged over space (`nets.frame_features`),
-    64 frames at a time. Computed once for these weights and files, and kept in the folder `root`
-    (default: the cache folder); of several processes one computes, the others wait for the file.
+    64 frames at a time. See `computed_once` for where they are kept.
     """
-    key = hashlib.sha256(repr((str(store.split.folder.resolve()), store.size)).encode())
-    key.update("".join(store.split.names).encode())
-    for x in trunk.state_dict().values():
-        key.update(x.cpu().numpy().tobytes())
-    path = cache_folder(root) / f"frames_{key.hexdigest()[:12]}.npy"
+    key = (store.split.folder.resolve(), store.size, *store.split.names)
+    found = computed_once("frames", key, lambda: _all_frames(trunk, store), trunk, root)
+    return np.split(found, store.offsets[1:-1])
+
+
+def computed_once(
+    kind: str,
+    key: tuple,
+    parts: Callable[[], Iterable[np.ndarray]],
+    weights: nn.Module | None = None,
+    root: Path | None = None,
+) -> np.ndarray:
+    """The arrays of parts() in one, computed once for a key (and the weights of a network).
+
+    It is kept as `kind`_*.npy in the folder `root` (default: the cache folder) and read from there
+    as it is needed; of several processes one computes, the others wait for the file. The key holds
+    what the arrays depend on: folders, names, sizes.
+    """
+    known = repr((*map(str, key), weights is not None and _fingerprint(weights)))
+    path = cache_folder(root) / f"{kind}_{hashlib.sha256(known.encode()).hexdigest()[:12]}.npy"
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
             part = path.with_suffix(".part")
             with part.open("wb") as stream:
-                np.save(stream, np.concatenate(_all_frames(trunk, store)))
+                np.save(stream, np.concatenate([*parts()]))
             part.replace(path)
-        return np.split(np.load(path), store.offsets[1:-1])
+    return np.load(path, mmap_mode="c")
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """A hash of all weights, computed again only after one of them was written."""
+    tensors = model.state_dict().values()
+    written = tuple((x.data_ptr(), x._version) for x in tensors)
+    if _FINGERPRINTS.get(model, ("",))[0] != written:
+        found = hashlib.sha256()
+        for x in tensors:
+            found.update(x.cpu().numpy().tobytes())
+        _FINGERPRINTS[model] = written, found.hexdigest()
+    return _FINGERPRINTS[model][1]
 
 
 def _all_frames(trunk: Trunk, store: FrameStore) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from vreid_course import backbone, lessons, study
+from vreid_course import backbone, classroom, lessons, study
 from vreid_course.data.mini_mars import cache_folder
 from vreid_course.scales import course_data, scale
 from vreid_course.training import TrainingError, load_checkpoint
@@ -17,6 +17,8 @@ EPILOG = """examples
   python -m vreid_course evaluate 01_baseline         test what was trained
   python -m vreid_course study 01_baseline            the lesson's committed table, row by row
   python -m vreid_course bench 01_baseline            parameters, operations, milliseconds
+  python -m vreid_course release class                assignments for students, without solutions
+  python -m vreid_course grade class                  grade class/submitted/STUDENT/LESSON/*.ipynb
   python -m vreid_course.data --help                  draw, check and convert data sets
   VREID_DATA=/data/MARS VREID_SCALE=paper torchrun --nproc_per_node 4 -m vreid_course train 02_cosam
                                                       full MARS on four GPUs
@@ -61,9 +63,22 @@ def _parser() -> argparse.ArgumentParser:
         if name == "train":
             command.add_argument("--steps", type=int, help="default: those of the recipe")
             command.add_argument("--workers", type=int, default=0, help="processes that load data")
+    _class_commands(commands)
     command = commands.add_parser("backbone", help="make data/weights/course_backbone.pt again")
     command.set_defaults(run=lambda options: print(backbone.make()))
     return parser
+
+
+def _class_commands(commands: argparse._SubParsersAction) -> None:
+    for name, run, text in (
+        ("release", _release, "write the student's edition of the lessons (nbgrader)"),
+        ("grade", _grade, "run and grade what lies in FOLDER/submitted; writes grades.csv"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("folder", type=Path, help="of the class; see notebooks/README.md")
+        command.set_defaults(run=run)
+        if name == "release":
+            command.add_argument("--lessons", nargs="+", help="such as 01_baseline; default: all")
 
 
 def _run_folder(options: argparse.Namespace) -> Path:
@@ -110,6 +125,15 @@ def _make(options: argparse.Namespace) -> None:
     if not hasattr(lesson, "make"):
         raise ValueError(f"{options.lesson} has nothing to make: use train")
     print(lesson.make())
+
+
+def _release(options: argparse.Namespace) -> None:
+    for path in classroom.release(options.folder, options.lessons):
+        print(path)
+
+
+def _grade(options: argparse.Namespace) -> None:
+    print(classroom.grade(options.folder))
 
 
 def _bench(options: argparse.Namespace) -> None:

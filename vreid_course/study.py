@@ -123,7 +123,7 @@ def run(name: str, rows: Iterable[dict], measure: Callable[[dict], dict], folder
         start = time.perf_counter()
         new = key | {k: str(v) for k, v in measure(row).items()}
         new |= {"seconds": f"{time.perf_counter() - start:.1f}", **_circumstances()}
-        print({k: v for k, v in new.items() if k != "ap"}, flush=True)
+        print({k: v for k, v in new.items() if len(v) < 40}, flush=True)  # no lists of queries
         done.append(new)
         _write(path, done)
     return path

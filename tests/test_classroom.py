@@ -1,0 +1,85 @@
+"""Assignments with the real nbgrader: what students get, and what their answers are worth."""
+
+import csv
+import shutil
+
+import nbformat
+import pytest
+
+from vreid_course import __main__ as cli
+from vreid_course import classroom
+
+SOLUTION = "def twice(x):\n    ### BEGIN SOLUTION\n    return 2 * x\n    ### END SOLUTION"
+
+
+def cell(source, **marks):
+    made = nbformat.v4.new_code_cell(source)
+    if marks:
+        marks = {"schema_version": 3, "task": False, "locked": False} | marks
+        made.metadata["nbgrader"] = {"grade": False, "solution": False} | marks
+    return made
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A lesson of three cells: a text output, an exercise, its check."""
+    shown = cell("print(1 + 1)")
+    shown.outputs, shown.execution_count = [nbformat.v4.new_output("stream", text="2\n")], 1
+    check = {"grade_id": "twice-check", "grade": True, "locked": True, "points": 2}
+    cells = [shown, cell(SOLUTION, grade_id="twice", solution=True)]
+    cells += [cell("assert twice(3) == 6", **check)]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(notebook, tmp_path / "notebooks" / "90_toy.ipynb")
+    monkeypatch.setenv("VREID_NOTEBOOKS", str(tmp_path / "notebooks"))
+    return tmp_path / "a class"
+
+
+def submit(folder, student, source, answer=None):
+    target = folder / "submitted" / student / "90_toy" / "90_toy.ipynb"
+    target.parent.mkdir(parents=True)
+    shutil.copy(source, target)
+    if answer:
+        notebook = nbformat.read(target, as_version=4)
+        notebook.cells[1].source = answer
+        nbformat.write(notebook, target)
+
+
+@pytest.mark.slow
+def test_full_marks_for_the_teacher_none_for_an_empty_or_a_wrong_answer(toy, capsys):
+    assert cli.main(["release", str(toy)]) == 0
+    (student,) = toy.glob("release/*/*.ipynb")
+    edition = nbformat.read(student, as_version=4)
+    assert "2 * x" not in edition.cells[1].source and "SOLUTION" not in edition.cells[1].source
+    assert "raise NotImplementedError" in edition.cells[1].source
+    assert not any(c.outputs for c in edition.cells), "a student sees results before running"
+    submit(toy, "teacher", toy / "source" / "90_toy" / "90_toy.ipynb")
+    submit(toy, "empty", student)
+    submit(toy, "wrong", student, "def twice(x):\n    return x**2")
+    submit(toy, "right", student, "def twice(x):\n    return x + x")
+    submit(toy, "cheat", student, "def twice(x):\n    return 1")
+    cheat = toy / "submitted" / "cheat" / "90_toy" / "90_toy.ipynb"
+    cheat.write_text(cheat.read_text().replace("assert twice(3) == 6", "assert True"))
+    assert cli.main(["grade", str(toy)]) == 0
+    with (toy / "grades.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {(r["lesson"], r["exercise"], r["of"]) for r in rows} == {
+        ("90_toy", "twice-check", "2.0")
+    }
+    points = {row["student"]: float(row["points"]) for row in rows}
+    assert points == {"teacher": 2, "empty": 0, "wrong": 0, "right": 2, "cheat": 0}
+
+
+@pytest.mark.slow
+def test_what_is_missing_is_said(toy):
+    with pytest.raises(ValueError, match="no lesson '91_none'"):
+        classroom.release(toy, ["91_none"])
+    with pytest.raises(ValueError, match="submitted: empty"):
+        classroom.grade(toy)
+    (toy / "submitted" / "ann" / "90_toy").mkdir(parents=True)
+    with pytest.raises(ValueError, match="was not released"):
+        classroom.grade(toy)
+    classroom.release(toy)
+    with pytest.raises(ValueError, match="ann.90_toy: not graded"):
+        classroom.grade(toy)

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -187,3 +190,14 @@ def test_imagenet_weights_that_cannot_be_had(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
     with pytest.raises(ValueError, match=r"no route to host.*VREID_WEIGHTS"):
         resnet("resnet18", "imagenet")
+
+
+def test_a_torchvision_that_does_not_fit_is_said(tmp_path):
+    (tmp_path / "torchvision").mkdir()
+    broken = "raise RuntimeError('operator torchvision::nms does not exist')"
+    (tmp_path / "torchvision" / "__init__.py").write_text(broken)
+    command = [sys.executable, "-c", "import vreid_course.nets"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode and re.search(r"does not fit torch .*nms.*: install both again", last)

@@ -11,11 +11,17 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
-import timm
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
+
+try:
+    import timm
+    import torchvision
+    from torchvision.models.resnet import BasicBlock
+except (ImportError, RuntimeError, OSError) as error:
+    fault = f"torchvision does not fit torch {torch.__version__} ({error})"
+    cure = 'install both again: see "CPU only" in README.md, or pip install -r requirements.txt'
+    raise ImportError(f"{fault}: {cure}") from None
 
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[1] / "data" / "weights"
 COURSE_WIDTHS = (32, 64, 128, 256)  # half of ResNet-18's

@@ -1,5 +1,6 @@
 """The loop: learns, resumes bit for bit, survives being killed, says what is wrong; extraction."""
 
+import errno
 import os
 import pickle
 import signal
@@ -365,6 +366,27 @@ def test_what_is_computed_once_depends_on_its_key_and_weights(tmp_path):
         found = training.computed_once("x", key, parts, *net or [None], tmp_path)
         assert found[:, 0].tolist() == [1, 3, 3, 3] and found.flags.writeable
     assert len(calls) == 4 == len(list(tmp_path.glob("x_*.npy")))
+
+
+def test_a_broken_file_and_a_full_disk_are_said(tmp_path, monkeypatch):
+    def once():
+        return training.computed_once("x", ("a",), lambda: [np.ones((50, 2))], None, tmp_path)
+
+    once()
+    (file,) = tmp_path.glob("x_*.npy")
+    for content in (b"", file.read_bytes()[:200], b"no array at all"):
+        file.write_bytes(content)
+        with pytest.raises(TrainingError, match=rf"{file.name}: broken .*: delete it"):
+            once()
+    file.unlink()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(TrainingError, match="cannot write .*No space left.*: free some space"):
+        once()
+    assert not list(tmp_path.glob("x_*.[np]*")), "something half written was left"
 
 
 TWO = """

@@ -244,17 +244,31 @@ def computed_once(
 
     It is kept as `kind`_*.npy in the folder `root` (default: the cache folder) and read from there
     as it is needed; of several processes one computes, the others wait for the file. The key holds
-    what the arrays depend on: folders, names, sizes.
+    what the arrays depend on: folders, names, sizes. Raises TrainingError for a broken file and a
+    full disk.
     """
     known = repr((*map(str, key), weights is not None and _fingerprint(weights)))
     path = cache_folder(root) / f"{kind}_{hashlib.sha256(known.encode()).hexdigest()[:12]}.npy"
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            part = path.with_suffix(".part")
-            with part.open("wb") as stream:
-                np.save(stream, np.concatenate([*parts()]))
-            part.replace(path)
-    return np.load(path, mmap_mode="c")
+            _write_array(path, np.concatenate([*parts()]))
+    try:
+        return np.load(path, mmap_mode="c")
+    except (OSError, ValueError, EOFError) as error:
+        fault = f"{path}: broken ({one_line(error)})"
+        raise TrainingError(f"{fault}: delete it, it is computed again") from None
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array; a file of that name is there whole or not."""
+    part = path.with_suffix(".part")
+    try:
+        with part.open("wb") as stream:
+            np.save(stream, array)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise TrainingError(f"{path}: cannot write ({one_line(error)}): free some space") from None
 
 
 def _fingerprint(model: nn.Module) -> str:

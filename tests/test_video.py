@@ -1,5 +1,7 @@
 """A video and its boxes: reading, linking, cutting, what is counted, and what is refused."""
 
+import subprocess
+import sys
 import weakref
 
 import cv2
@@ -165,6 +167,16 @@ def test_a_gap_is_bridged_up_to_the_patience():
     assert link(frames, corners, patience=1).tolist() == [1, 1, 2, 2]
 
 
+def test_who_walks_is_expected_further_on():
+    """Two people pass each other in one line; and one whose box is missing twice on the way."""
+    frames, corners = boxes_of({t: 3 * t for t in range(12)}, {t: 33 - 3 * t for t in range(12)})
+    found = link(frames, corners)
+    right = np.where(np.isclose(corners[:, 0], 3 * frames), found[0], found[1])
+    assert (found == right).all() and len(set(found)) == 2
+    frames, corners = boxes_of({t: 4 * t for t in (0, 1, 2, 3, 6, 7)})
+    assert link(frames, corners).tolist() == [1] * 6
+
+
 def test_too_little_overlap_opens_a_new_track():
     frames, corners = boxes_of({1: 0, 2: 6})  # they share 4 of 16
     assert link(frames, corners, least=0.3).tolist() == [1, 2]
@@ -237,6 +249,16 @@ def test_videos_that_cannot_be_used(street, tmp_path, capsys):
     cv2.VideoWriter(str(tmp_path / "no.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, size).release()
     error = refused(tmp_path / "no.avi", boxes, out, capsys)
     assert "without frames" in error or "not a video" in error
+
+
+def test_a_bad_video_is_one_line_of_the_whole_process(tmp_path):
+    """The libraries below have their own say on broken files; nothing of it is seen."""
+    (tmp_path / "bad.mp4").write_bytes(b"hello" * 999)
+    command = [sys.executable, "-m", "vreid_course.data", "from-video", str(tmp_path / "bad.mp4")]
+    command += ["--boxes", str(write(tmp_path, lines())), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and "not a video that OpenCV" in done.stderr
 
 
 def test_boxes_that_cannot_be_used(street, tmp_path, capsys):

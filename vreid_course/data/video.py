@@ -18,6 +18,7 @@ from . import mars
 from .mars import MarsError
 from .tools import building
 
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # our errors say it all, in one line
 SIZE = (256, 128)  # rows and columns of a frame of MARS
 TINY = 1e-6  # pixels: what scaling may add to a box that ends at the border
 MOST = 9999  # the largest number of a track that a name in MARS layout can hold
@@ -140,36 +141,46 @@ def link(
 ) -> np.ndarray:
     """Join boxes of successive frames to tracks: numbers (N,) int64 from 1.
 
-    frames (N,) in order; corners (N, 4). In every frame the boxes and the open tracks are paired so
-    that the sum of their overlaps is largest; pairs below `least` do not count. A track without a
-    box for more than `patience` frames is closed, a box without a track opens one.
+    frames (N,) in order; corners (N, 4). A track is expected where its last box would be if it went
+    on as it did. In every frame the boxes and the tracks are paired so that the sum of their
+    overlaps is largest; pairs below `least` do not count. A track without a box for more than
+    `patience` frames is closed, a box without a track opens one.
     """
-    ids, last, count = np.zeros(len(frames), np.int64), {}, 0  # last: track -> row of its last box
+    ids, speed, last, count = np.zeros(len(frames), np.int64), np.zeros((len(frames), 4)), {}, 0
     starts = np.flatnonzero(np.diff(frames, prepend=-1))
-    for rows in np.split(np.arange(len(frames)), starts[1:]):
+    for rows in np.split(np.arange(len(frames)), starts)[1:]:
         last = {t: i for t, i in last.items() if frames[rows[0]] - frames[i] <= patience + 1}
-        tracks = list(last)
-        score = overlap(corners[list(last.values())], corners[rows])
+        tracks, before = list(last), np.array(list(last.values()), np.int64)
+        gaps = frames[rows[0]] - frames[before]
+        score = overlap(corners[before] + gaps[:, None] * speed[before], corners[rows])
         score[score < least] = 0
         for a, b in zip(*linear_sum_assignment(score, maximize=True), strict=True):
             if score[a, b]:
                 ids[rows[b]] = tracks[a]
+                moved = _shift(corners[before[a]], corners[rows[b]]) / gaps[a]
+                speed[rows[b]] = (speed[before[a]] + moved) / 2
         for row in rows:
             if not ids[row]:
                 ids[row] = count = count + 1
-            last[ids[row]] = row
+            last[ids[row]] = row  # a track's last box
     return ids
+
+
+def _shift(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """How far the middle of a box moved: (dx, dy, dx, dy), to be added to its corners."""
+    return np.tile((new - old).reshape(2, 2).mean(0), 2)
 
 
 class Video:
     """The pictures of a video file, one after the other; `size` is (width, height)."""
 
     def __init__(self, path: str | Path) -> None:
-        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # the error below says it all
         self.path, self.count = Path(path).expanduser(), 0
         if not self.path.is_file():
             raise MarsError(f"{path}: no such video")
+        level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
         self.capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
+        cv2.utils.logging.setLogLevel(level)
         if not self.capture.isOpened():
             raise MarsError(f"{path}: not a video that OpenCV can read: convert it to MP4 (H.264)")
         sides = cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT

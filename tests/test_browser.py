@@ -18,6 +18,7 @@ LESSONS = [
     "05_attributes",
     "06_vrstc",
     "07_related",
+    "09_prototype",
 ]
 PLANTED = """import io
 import ipywidgets

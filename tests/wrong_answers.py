@@ -576,4 +576,71 @@ WRONG_ANSWERS = {
     d = ((painted - x).abs() * mask).flatten(1).sum(1) / (3 * mask.flatten(1).sum(1))
     return d.mean()""",
     ],
+    ("09_prototype", "trust"): [
+        # the ratio of the agreements
+        """def trust_ratio(agree, beta):
+    return agree.amax(1) / agree.amin(1)""",
+        # of all clips together
+        """def trust_ratio(agree, beta):
+    return (beta * (agree.amax() - agree.amin())).exp().expand(len(agree))""",
+        # beta is forgotten
+        """def trust_ratio(agree, beta):
+    return (agree.amax(1) - agree.amin(1)).exp()""",
+    ],
+    ("09_prototype", "power"): [
+        # the mean stays in
+        """def power_at(frames, speed):
+    angle = speed * torch.arange(len(frames))
+    return ((angle.cos() @ frames) ** 2 + (angle.sin() @ frames) ** 2).sum()""",
+        # one part of the wave only: depends on the phase
+        """def power_at(frames, speed):
+    moves, angle = frames - frames.mean(0), speed * torch.arange(len(frames))
+    return ((angle.cos() @ moves) ** 2).sum()""",
+        # the square of the sum over the channels
+        """def power_at(frames, speed):
+    moves, angle = frames - frames.mean(0), speed * torch.arange(len(frames))
+    return (angle.cos() @ moves).sum() ** 2 + (angle.sin() @ moves).sum() ** 2""",
+        # cycles in place of radians
+        """def power_at(frames, speed):
+    moves, angle = frames - frames.mean(0), 2 * math.pi * speed * torch.arange(len(frames))
+    return ((angle.cos() @ moves) ** 2 + (angle.sin() @ moves) ** 2).sum()""",
+    ],
+    ("09_prototype", "overlap"): [
+        # divided by the smaller box
+        """def overlap_of(a, b):
+    wide = max(0, min(a[2], b[2]) - max(a[0], b[0]))
+    high = max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    return wide * high / min((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b))""",
+        # boxes apart in both directions: minus times minus
+        """def overlap_of(a, b):
+    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    areas = [(x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)]
+    return wide * high / (sum(areas) - wide * high)""",
+        # the shared part is counted twice
+        """def overlap_of(a, b):
+    wide = max(0, min(a[2], b[2]) - max(a[0], b[0]))
+    high = max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    return wide * high / sum((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b))""",
+    ],
+    ("09_prototype", "merge"): [
+        # the new piece in front: ties in the wrong order
+        """def merge(best, best_rows, distances, first, k):
+    rows = torch.arange(first, first + distances.shape[1]).expand(distances.shape)
+    values, order = torch.cat([distances, best], 1).sort(dim=1, stable=True)
+    return values[:, :k], torch.cat([rows, best_rows], 1).gather(1, order)[:, :k]""",
+        # rows counted from 0 in every piece
+        """def merge(best, best_rows, distances, first, k):
+    rows = torch.arange(distances.shape[1]).expand(distances.shape)
+    values, order = torch.cat([best, distances], 1).sort(dim=1, stable=True)
+    return values[:, :k], torch.cat([best_rows, rows], 1).gather(1, order)[:, :k]""",
+        # what was best before is forgotten
+        """def merge(best, best_rows, distances, first, k):
+    values, order = distances.sort(dim=1, stable=True)
+    return values[:, :k], (order + first)[:, :k]""",
+        # the farthest
+        """def merge(best, best_rows, distances, first, k):
+    rows = torch.arange(first, first + distances.shape[1]).expand(distances.shape)
+    values, order = torch.cat([best, distances], 1).sort(dim=1, stable=True, descending=True)
+    return values[:, :k], torch.cat([best_rows, rows], 1).gather(1, order)[:, :k]""",
+    ],
 }

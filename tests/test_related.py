@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from vreid_course import lessons
+from vreid_course import lessons, losses
 from vreid_course.nets import resnet
 from vreid_course.scales import scale
 
@@ -56,7 +57,7 @@ def test_published_start_never_learns_and_ours_does():
 
 def test_weights_of_the_middles():
     count = {
-        name: sum(p.numel() for p in related.convolutions(make(6)).values()) // 36
+        name: sum(p.numel() for p in related.convolutions(make(6, 6)).values()) // 36
         for name, make in related.MIDDLES.items()
     }
     assert count == {"2D": 9, "C3D": 27, "P3D-A": 12, "P3D-B": 12, "P3D-C": 12, "M3D": 18}
@@ -65,12 +66,97 @@ def test_weights_of_the_middles():
     assert m3d == 1_404_416
 
 
+def in_space(x, weight):
+    """(B, C, T, H, W) by (C, C, n, 3, 3): one frame and one tap at a time."""
+    T, r = x.shape[2], weight.shape[2] // 2
+    frames = []
+    for t in range(T):
+        taps = [k for k in range(weight.shape[2]) if 0 <= t + k - r < T]
+        frames.append(sum(F.conv2d(x[:, :, t + k - r], weight[:, :, k], padding=1) for k in taps))
+    return torch.stack(frames, 2)
+
+
+def in_time(x, weight):
+    """(B, C, T, H, W) by (C, C, 3, 1, 1): the sum over shifted clips."""
+    padded = F.pad(x, (0, 0, 0, 0, 1, 1))
+    T, w = x.shape[2], weight[..., 0, 0]
+    return sum(
+        torch.einsum("oc,bcthw->bothw", w[:, :, k], padded[:, :, k : k + T]) for k in range(3)
+    )
+
+
+def with_norm(x, norm):
+    return norm(x).relu()
+
+
+def awake(module):
+    for m in module.modules():
+        if isinstance(m, nn.BatchNorm3d):
+            for p in (m.weight.data, m.bias.data, m.running_mean, m.running_var):
+                nn.init.uniform_(p, 0.5, 1.5)
+    return module.eval()
+
+
+def test_c3d_is_three_convolutions_added():
+    block, x = awake(related.MIDDLES["C3D"](5, 5)), torch.randn(2, 5, 4, 6, 3)
+    torch.testing.assert_close(block(x), with_norm(in_space(x, block[0].weight), block[1]))
+
+
 @pytest.mark.parametrize("kind", "ABC")
 def test_p3d(kind):
-    block, x = related.P3D(5, kind).eval(), torch.randn(2, 5, 4, 6, 3)
-    s, t = block.space, block.time
-    expected = {"A": lambda: t(s(x)), "B": lambda: s(x) + t(x), "C": lambda: s(x) + t(s(x))}[kind]()
-    torch.testing.assert_close(block(x), expected)
+    block, x = awake(related.P3D(5, 5, kind=kind)), torch.randn(2, 5, 4, 6, 3)
+    space, time = block.space, block.time
+    s = with_norm(in_space(x, space[0].weight), space[1])
+    t = with_norm(in_time(x if kind == "B" else s, time[0].weight), time[1])
+    torch.testing.assert_close(block(x), t if kind == "A" else s + t)
+
+
+@pytest.mark.parametrize("kind", related.MIDDLES)
+@pytest.mark.parametrize("name", ["course", "resnet50"])
+def test_inflated_networks_start_as_the_trunk(kind, name):
+    trunk = resnet(name).eval()
+    x = torch.randn(1, 3, 3, 64, 32)
+    with torch.inference_mode():
+        right = torch.stack([trunk(frame) for frame in x.unbind(2)], 2)
+        found = related.inflate(trunk, kind).eval()(x)
+    assert found.shape == right.shape
+    off = ((found - right).norm() / right.norm()).item()
+    assert off < (1e-4 if kind in ("2D", "C3D", "P3D-A") else 0.2)
+    assert off > 1e-6 or kind in ("2D", "C3D", "P3D-A")
+
+
+def test_a_still_clip_stays_still():
+    """Weights shared by the frames: without motion, and away from the ends, the 2-D network."""
+    trunk = resnet("course").eval()
+    x = torch.randn(1, 3, 1, 64, 32).expand(1, 3, 9, 64, 32)
+    with torch.inference_mode():
+        right = trunk(x[:, :, 0])
+        for kind in ("C3D", "P3D-A"):
+            found = related.inflate(trunk, kind, ("layer3", "layer4"), "still").eval()(x)[:, :, 4]
+            torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-3)
+
+
+def test_flow_starts_without_effect_and_learns():
+    stem = related.TwoStreams(nn.Conv3d(3, 4, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False))
+    x = torch.randn(2, 5, 2, 16, 8)
+    torch.testing.assert_close(stem(x), stem.colour(x[:, :3]))
+    stem(x).square().sum().backward()
+    assert stem.flow.weight.grad.any()
+
+
+def test_flow_of_a_shifted_picture():
+    pytest.importorskip("cv2")
+    noise = np.random.default_rng(0).integers(0, 255, (1, 3, 72, 48), np.uint8)
+    big = F.interpolate(torch.from_numpy(noise).float(), scale_factor=4, mode="bicubic")
+    picture = big.clamp(0, 255).byte().numpy()
+    frames = np.concatenate([picture[:, :, 20:148, 20 - 3 * t : 84 - 3 * t] for t in range(3)])
+    found = related.with_flow(frames)
+    assert found.shape == (3, 5, 128, 64) and found.dtype == np.uint8
+    np.testing.assert_array_equal(found[:, :3], frames)
+    clips = related.pixels(torch.from_numpy(found)[None])
+    inner = clips[0, :, 3:, 20:-20, 12:-12].mean((2, 3))
+    np.testing.assert_allclose(inner, [[3, 0]] * 3, atol=0.3)  # it moves to the right
+    assert related.with_flow(frames[:1])[0, 3:].tolist() == np.full((2, 128, 64), 128).tolist()
 
 
 def test_golden_numbers_of_stmp():
@@ -177,12 +263,15 @@ def test_pair_pooling():
 
 @pytest.mark.parametrize("name", related.SYSTEMS)
 def test_systems_learn_and_describe(name):
+    """On a trunk, with the statistics of its batch norms as they were."""
     torch.manual_seed(0)
-    model = related.build(7, resnet("course"), name, size=(64, 32))
+    model = related.build(7, resnet("course"), name, size=(64, 32)).train()
     batch = {"clips": torch.rand(4, 3, 3, 64, 32), "labels": torch.tensor([0, 0, 3, 3])}
+    before = {k: x.clone() for k, x in model.trunk.state_dict().items()}
     total, parts = related.loss(model, batch)
     total.backward()
     assert torch.isfinite(total) and set(parts) == {"accuracy"}
+    assert all(torch.equal(x, before[k]) for k, x in model.trunk.state_dict().items())
     model.eval()
     with torch.inference_mode():
         for T in (1, 2, 5):
@@ -193,10 +282,80 @@ def test_systems_learn_and_describe(name):
 def test_fit_and_describe_on_maps():
     rng = np.random.default_rng(0)
     maps = [rng.random((t, 8, 4, 2), np.float32).astype(np.float16) for t in (3, 9, 12, 20) * 2]
-    model = related.System(4, "STA", 8, 4, 2)
-    history = related.fit_maps(model, maps, np.repeat(np.arange(4), 2), 3)
-    assert len(history) == 3 and all(h["gradient"] > 0 for h in history)
-    assert related.describe(model, maps).shape == (8, 3, 256)
+    for name, width in (("STA", 256), ("Snippet", 128)):
+        model = related.System(4, name, 8, 4, 2)
+        history = related.fit(model, maps, np.repeat(np.arange(4), 2), 3)
+        assert len(history) == 3 and all(h["gradient"] > 0 for h in history)
+        assert related.describe(model, maps).shape == (8, 3, width)
+    model = related.System(4, "ASTPN", 8, 4, 2)
+    assert related.describe(model, maps, 2).shape == (8, 16, 128)
+
+
+def test_distances_of_astpn_are_those_of_each_pair():
+    model = related.System(4, "ASTPN", 8, 4, 2)
+    nn.init.normal_(model.head.pool.U)
+    p, g = torch.randn(2, 6, 128), torch.randn(3, 6, 128)
+    found = related.pair_distances(model.head, p, g)
+    for i in range(2):
+        for j in range(3):
+            a, b = model.head.pool(p[i], g[j])
+            assert found[i, j].item() == pytest.approx((a - b).norm().item(), rel=1e-4)
+
+
+def test_look_up_is_the_formula():
+    table = related.LookUp(3, 4)
+    values, labels = F.normalize(torch.randn(5, 3), dim=1), torch.tensor([1, 0, 1, 1, 3])
+    slow = torch.zeros(4, 3)
+    for v, y in zip(values, labels, strict=True):
+        mixed = 0.5 * slow[y] + 0.5 * v
+        slow[y] = mixed / mixed.norm()
+    logits = table(values)
+    table.remember(values, labels)
+    assert not logits.any()  # the step's own logits are those of the table before
+    torch.testing.assert_close(table.table, slow)
+    torch.testing.assert_close(table(values), 30 * values @ slow.T)
+    assert not list(table.parameters())
+
+
+def test_pairs_of_other_people_weigh_three_times_as_much():
+    logits, p, g = torch.randn(2, 3, 2), torch.tensor([0, 1]), torch.tensor([0, 1, 2])
+    each = [[-logits[i, j].log_softmax(0)[int(p[i] == g[j])] for j in range(3)] for i in range(2)]
+    same = each[0][0] + each[1][1]
+    other = each[0][1] + each[0][2] + each[1][0] + each[1][2]
+    expected = (same + 3 * 2 / 4 * other) / (2 + 3 * 2)
+    torch.testing.assert_close(related.pair_loss(logits, p, g), expected)
+
+
+def test_losses_have_the_terms_of_the_sheet():
+    """STMP: the triplets of its rows; STA: its regulariser; ASTPN: distances of pairs."""
+    labels, maps = torch.tensor([0, 0, 1, 1]), torch.rand(4, 3, 8, 4, 2)
+    batch = {"clips": maps, "labels": labels}
+    torch.manual_seed(0)
+    stmp = related.System(2, "STMP", 8, 4, 2).eval()
+    features, logits = stmp(maps)
+    rows = stmp.head.refine(maps).mean((1, 4))
+    triplet = losses.batch_hard_triplet
+    expected = losses.smoothed_cross_entropy(logits, labels) + triplet(features, labels, 0.4)
+    expected = expected + sum(triplet(rows[:, :, h], labels, 0.4) for h in range(4)) / 4
+    torch.testing.assert_close(related.loss(stmp, batch)[0], expected)
+    sta = related.System(2, "STA+Reg", 8, 4, 2).eval()
+    with_it = related.loss(sta, batch | {"clips": maps[:, :2]})[0]
+    sta.head.steady = 0.0
+    g = related.energy_shares(maps[:, :2])
+    without = related.loss(sta, batch | {"clips": maps[:, :2]})[0]
+    torch.testing.assert_close(with_it - without, (g[:, 0] - g[:, 1]).flatten(1).norm(dim=1).mean())
+    astpn = related.System(2, "ASTPN", 8, 4, 2).eval()
+    frames = astpn.head.frames(maps)
+    d = torch.zeros(4, 4)
+    for i, j in np.ndindex(4, 4):
+        a, b = astpn.head.pool(frames[i], frames[j])
+        d[i, j] = (a - b).norm()
+    far = torch.stack([d[0, 1], d[1, 0], d[2, 3], d[3, 2]])
+    near = torch.stack([d[0, 2:].min(), d[1, 2:].min(), d[2, :2].min(), d[3, :2].min()])
+    expected = (
+        losses.smoothed_cross_entropy(astpn(maps)[1], labels) + F.relu(far - near + 0.3).mean()
+    )
+    torch.testing.assert_close(related.loss(astpn, batch)[0], expected)
 
 
 def test_recipe():

@@ -510,17 +510,20 @@ WRONG_ANSWERS = {
     share = f**2 / (f**2 + N - 1)
     return share / (share + (K - 1) / N)""",
     ],
-    ("07_related", "vote"): [
-        # all pairs
-        "def voted(distances, share):\n    return float(distances.mean())",
-        # the best pair
-        "def voted(distances, share):\n    return float(distances.min())",
-        # a quantile for each snippet of the probe
-        """def voted(distances, share):
-    limit = np.quantile(distances, share, axis=1, keepdims=True)
-    return float(distances[distances <= limit].mean())""",
-        # the limit alone
-        "def voted(distances, share):\n    return float(np.quantile(distances, share))",
+    ("07_related", "all-pairs"): [
+        # an array of n x m x d
+        """def all_pairs(p, g, v, c):
+    return (v * (p[:, None] - g[None]) ** 2).sum(2) + c""",
+        # the scales on the product alone
+        """def all_pairs(p, g, v, c):
+    return (p**2).sum(1)[:, None] + (g**2).sum(1) - 2 * (p * v) @ g.T + c""",
+        # the mixed term once
+        """def all_pairs(p, g, v, c):
+    return (p**2 @ v)[:, None] + g**2 @ v - (p * v) @ g.T + c""",
+        # the scales squared away: they may be negative
+        """def all_pairs(p, g, v, c):
+    v = abs(v)
+    return (p**2 @ v)[:, None] + g**2 @ v - 2 * (p * v) @ g.T + c""",
     ],
     ("06_vrstc", "scores"): [
         # the mean over the features, not over the frames

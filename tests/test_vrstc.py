@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vreid_course import lessons
+from vreid_course import lessons, study
 from vreid_course.data.mars import read_mars
 from vreid_course.data.mini_mars import MiniMars, mini_mars
 from vreid_course.loader import FrameStore
@@ -263,12 +263,84 @@ def test_reid_networks(places):
     model = vrstc.build(5, resnet("course"), places)
     features, logits = model(torch.rand(2, 3, 3, 128, 64))
     assert features.shape == (2, 256) and logits.shape == (2, 5)
+    model.eval()  # one clip has no batch statistics
     assert math.isclose(
         float(vrstc.embed(model, torch.rand(3, 3, 128, 64)).detach().norm()), 1, rel_tol=1e-5
     )
 
 
+def test_short_runs_have_a_neck_and_the_paper_has_none(monkeypatch):
+    for name, neck in (("mini", nn.BatchNorm1d), ("paper", nn.Identity)):
+        monkeypatch.setenv("VREID_SCALE", name)
+        model = vrstc.build(5, resnet("course"), None)
+        assert type(model.neck) is neck
+    monkeypatch.setenv("VREID_SCALE", "mini")
+    model, clips = vrstc.build(5, resnet("course"), None).eval(), torch.rand(2, 3, 3, 128, 64)
+    with torch.no_grad():
+        model.neck.running_mean.uniform_(), model.neck.weight.uniform_(1, 2)
+        means = model.trunk(clips.flatten(0, 1)).unflatten(0, (2, 3)).mean((1, 3, 4))
+        features, logits = model(clips)
+        wanted = (means - model.neck.running_mean) / (1 + 1e-5) ** 0.5 * model.neck.weight
+        torch.testing.assert_close(features, wanted, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(logits, model.classifier(features))
+    new = {id(p) for p in vrstc.optimiser(model).param_groups[1]["params"]}
+    assert {id(p) for p in (*model.neck.parameters(), *model.classifier.parameters())} == new
+
+
 def test_rows_of_the_study_differ():
     keys = {tuple(row.items()) for row in vrstc.STUDY}
-    assert len(keys) == len(vrstc.STUDY) == 42
-    assert {row["rung"] for row in vrstc.STUDY} == set(vrstc.RUNGS)
+    assert len(keys) == len(vrstc.STUDY) == 3 * (14 + 3 + 1 + 1)
+    assert {row["network"] for row in vrstc.STUDY} == set(vrstc.NETWORKS)
+
+
+def test_the_committed_study_holds_every_row():
+    rows = {tuple(row[c] for c in ("network", "rung", "seed")) for row in study.read("06_vrstc")}
+    assert rows == {tuple(str(v) for v in row.values()) for row in vrstc.STUDY}
+
+
+def test_each_variant_is_another_network_or_loss():
+    nets = [vrstc.STCnet(4, **options) for options, _ in vrstc.VARIANTS.values()]
+    assert [net.temporal and net.temporal.neighbours for net in nets] == [
+        None, "none", "concatenate", "attention", "attention", "attention",
+    ]  # fmt: skip
+    assert [len(weights) for _, weights in vrstc.VARIANTS.values()] == [0, 0, 0, 0, 2, 3]
+    assert vrstc.VARIANTS["+ guider"] == ({}, vrstc.WEIGHTS)
+    files = {vrstc.stc_file(Path("x"), name) for name in (None, *vrstc.VARIANTS)}
+    assert len(files) == 7
+
+
+def test_both_versions_of_the_train_tracklets(drawn, tmp_path):
+    flags = {}
+    for split in (drawn.train, drawn.test):
+        flags[split.folder.name] = [np.zeros((n, 3), bool) for n in split.lengths]
+    flags["bbox_train"][0][1, 2] = True
+    changes = vrstc.repainted(vrstc.STCnet(4), flags, scale("smoke"))
+    done = vrstc.write_version(drawn, tmp_path / "done", changes)
+    for _ in range(2):  # the second time it finds the links
+        both = vrstc.both_versions(drawn.train, done.train, tmp_path / "both")
+    n = len(drawn.train)
+    assert len(both) == 2 * n and both.pids.tolist() == 2 * drawn.train.pids.tolist()
+    assert len({both.key(i) for i in range(2 * n)}) == 2 * n
+    for i in range(n):
+        assert np.array_equal(both.frames(i), drawn.train.frames(i))
+        assert np.array_equal(both.frames(n + i), done.train.frames(i))
+    assert not np.array_equal(both.frames(0), both.frames(n))
+
+
+def test_only_hidden_pixels_are_taken(drawn, tmp_path):
+    black = vrstc.write_version(
+        drawn, tmp_path / "black", lambda split, i: {0: 0 * split.frames(i, [0])[0]}
+    )
+    truth = vrstc.Truth(drawn.test)
+    i = int(np.argmax([truth.occluder(i)[0].sum() for i in range(len(drawn.test))]))
+    found = vrstc.only_hidden(black)(drawn.test, i)
+    hidden, raw = truth.occluder(i)[0], drawn.test.frames(i, [0])[0]
+    assert list(found) == [0] and hidden.any()
+    assert found[0][hidden].max() < 8 and np.array_equal(found[0][~hidden], raw[~hidden])
+
+
+def test_errors_are_those_of_the_body(drawn, tmp_path):
+    raw = vrstc.errors(drawn.test, drawn.test)
+    assert float(raw["hidden error"]) > 10 and float(raw["visible error"]) < 3
+    clean = vrstc.write_version(drawn, tmp_path / "clean", vrstc.unoccluded)
+    assert max(map(float, vrstc.errors(clean.test, drawn.test).values())) < 3  # JPEG once more

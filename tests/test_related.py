@@ -261,17 +261,21 @@ def test_pair_pooling():
     torch.testing.assert_close(same, p.mean(0))  # nothing to compare with: the plain mean
 
 
+@pytest.mark.parametrize("options", [{}, {"kind": "C3D"}], ids=["2D trunk", "C3D trunk"])
 @pytest.mark.parametrize("name", related.SYSTEMS)
-def test_systems_learn_and_describe(name):
+def test_systems_learn_and_describe(name, options):
     """On a trunk, with the statistics of its batch norms as they were."""
     torch.manual_seed(0)
-    model = related.build(7, resnet("course"), name, size=(64, 32)).train()
+    model = related.build(7, resnet("course"), name, size=(64, 32), **options)
+    model.keep = bool(options)
+    model.train()
     batch = {"clips": torch.rand(4, 3, 3, 64, 32), "labels": torch.tensor([0, 0, 3, 3])}
     before = {k: x.clone() for k, x in model.trunk.state_dict().items()}
     total, parts = related.loss(model, batch)
     total.backward()
     assert torch.isfinite(total) and set(parts) == {"accuracy"}
-    assert all(torch.equal(x, before[k]) for k, x in model.trunk.state_dict().items())
+    same = [torch.equal(x, before[k]) for k, x in model.trunk.state_dict().items()]
+    assert all(same) == bool(options)  # statistics of batch norms
     model.eval()
     with torch.inference_mode():
         for T in (1, 2, 5):

@@ -18,6 +18,7 @@ LESSONS = [
     "05_attributes",
     "06_vrstc",
     "07_related",
+    "08_compare",
     "09_prototype",
 ]
 PLANTED = """import io

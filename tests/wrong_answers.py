@@ -579,6 +579,46 @@ WRONG_ANSWERS = {
     d = ((painted - x).abs() * mask).flatten(1).sum(1) / (3 * mask.flatten(1).sum(1))
     return d.mean()""",
     ],
+    ("08_compare", "margins"): [
+        # the best and the worst single rival
+        "def margins(ours, rivals, count):\n    return ours - max(rivals), ours - min(rivals)",
+        # the wrong way round
+        """def margins(ours, rivals, count):
+    ranked = sorted(rivals)
+    return ours - ranked[count - 1], ours - ranked[-1]""",
+        # the count best ones only
+        """def margins(ours, rivals, count):
+    best = sorted(rivals)[-count:]
+    return ours - best[-1], ours - best[0]""",
+    ],
+    ("08_compare", "exact"): [
+        # one side only
+        """def exact_test(sums):
+    n = len(sums)
+    signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+    return float((signs @ sums >= sums.sum() - 1e-12).mean())""",
+        # the observed pattern does not count
+        """def exact_test(sums):
+    n = len(sums)
+    signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+    return float((np.abs(signs @ sums) > abs(sums.sum()) + 1e-12).mean())""",
+        # the share of units with the same sign
+        "def exact_test(sums):\n    return float((np.sign(sums) == np.sign(sums.sum())).mean())",
+    ],
+    ("08_compare", "adjust"): [
+        # Bonferroni
+        "def adjust(p):\n    return np.minimum(p * len(p), 1)",
+        # no minimum over those behind
+        """def adjust(p):
+    order = np.argsort(p)
+    found = np.empty(len(p))
+    found[order] = np.minimum(p[order] * len(p) / np.arange(1, len(p) + 1), 1)
+    return found""",
+        # in the order of size, not in the given one
+        """def adjust(p):
+    raised = np.sort(p) * len(p) / np.arange(1, len(p) + 1)
+    return np.minimum.accumulate(raised[::-1])[::-1].clip(max=1)""",
+    ],
     ("09_prototype", "trust"): [
         # the ratio of the agreements
         """def trust_ratio(agree, beta):

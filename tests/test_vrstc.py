@@ -289,7 +289,7 @@ def test_short_runs_have_a_neck_and_the_paper_has_none(monkeypatch):
 
 def test_rows_of_the_study_differ():
     keys = {tuple(row.items()) for row in vrstc.STUDY}
-    assert len(keys) == len(vrstc.STUDY) == 3 * (14 + 3 + 1 + 1)
+    assert len(keys) == len(vrstc.STUDY) == 3 * (15 + 6 + 2 + 1)
     assert {row["network"] for row in vrstc.STUDY} == set(vrstc.NETWORKS)
 
 
@@ -301,12 +301,12 @@ def test_the_committed_study_holds_every_row():
 def test_each_variant_is_another_network_or_loss():
     nets = [vrstc.STCnet(4, **options) for options, _ in vrstc.VARIANTS.values()]
     assert [net.temporal and net.temporal.neighbours for net in nets] == [
-        None, "none", "concatenate", "attention", "attention", "attention",
+        None, "none", "concatenate", *["attention"] * 4,
     ]  # fmt: skip
-    assert [len(weights) for _, weights in vrstc.VARIANTS.values()] == [0, 0, 0, 0, 2, 3]
+    assert [len(weights) for _, weights in vrstc.VARIANTS.values()] == [0, 0, 0, 0, 1, 2, 3]
     assert vrstc.VARIANTS["+ guider"] == ({}, vrstc.WEIGHTS)
     files = {vrstc.stc_file(Path("x"), name) for name in (None, *vrstc.VARIANTS)}
-    assert len(files) == 7
+    assert len(files) == 8
 
 
 def test_both_versions_of_the_train_tracklets(drawn, tmp_path):

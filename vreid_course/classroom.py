@@ -19,13 +19,11 @@ def release(folder: Path, names: list[str] | None = None) -> list[Path]:
 
     Solutions and outputs are gone, checks are locked. Raises ValueError for an unknown lesson.
     """
-    names = names or lessons.names()
-    if unknown := sorted(set(names) - set(lessons.names())):
-        raise ValueError(f"no lesson {unknown[0]!r}: there are {', '.join(lessons.names())}")
+    notebooks = {name: lessons.notebook(name) for name in names or lessons.names()}
     grader, found = _grader(folder), []
-    for name in names:
+    for name, notebook in notebooks.items():
         (folder / "source" / name).mkdir(parents=True, exist_ok=True)
-        shutil.copy(lessons.folder() / f"{name}.ipynb", folder / "source" / name)
+        shutil.copy(notebook, folder / "source" / name)
         _succeed(grader.generate_assignment(name), f"{name}: no student's edition")
         found.append(folder / "release" / name / f"{name}.ipynb")
     return found

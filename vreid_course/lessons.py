@@ -22,9 +22,15 @@ def load(name: str) -> ModuleType:
     Raises ValueError for an unknown name and ImportError, with notebook and cell, for a cell that
     fails. Cells are numbered as Jupyter does when it runs them all.
     """
+    notebook(name)
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def notebook(name: str) -> Path:
+    """The notebook of a lesson; ValueError for an unknown name."""
     if name not in names():
         raise ValueError(f"no lesson {name!r} in {folder()}: there are {', '.join(names())}")
-    return importlib.import_module(f"{__name__}.{name}")
+    return folder() / f"{name}.ipynb"
 
 
 def names() -> list[str]:

@@ -138,10 +138,15 @@ def cosine(steps: int, warmup: int = 0) -> Callable[[int], float]:
 
 def save_checkpoint(path: Path, state: dict) -> None:
     """Write tensors, numbers and containers of them; a file of that name is there whole or not."""
+    _write_whole(path, lambda part: torch.save(state, part))
+
+
+def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a file, which gets its name only when it is whole."""
     part = path.with_suffix(".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, part)
+        write(part)
         os.replace(part, path)
     except (OSError, RuntimeError) as error:
         part.unlink(missing_ok=True)
@@ -251,7 +256,8 @@ def computed_once(
     path = cache_folder(root) / f"{kind}_{hashlib.sha256(known.encode()).hexdigest()[:12]}.npy"
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            _write_array(path, np.concatenate([*parts()]))
+            array = np.concatenate([*parts()])
+            _write_whole(path, lambda part: _save_array(part, array))
     try:
         return np.load(path, mmap_mode="c")
     except (OSError, ValueError, EOFError) as error:
@@ -259,16 +265,9 @@ def computed_once(
         raise TrainingError(f"{fault}: delete it, it is computed again") from None
 
 
-def _write_array(path: Path, array: np.ndarray) -> None:
-    """Write an array; a file of that name is there whole or not."""
-    part = path.with_suffix(".part")
-    try:
-        with part.open("wb") as stream:
-            np.save(stream, array)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise TrainingError(f"{path}: cannot write ({one_line(error)}): free some space") from None
+def _save_array(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as stream:  # given a name, NumPy adds .npy to it
+        np.save(stream, array)
 
 
 def _fingerprint(model: nn.Module) -> str:

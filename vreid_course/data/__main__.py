@@ -8,7 +8,6 @@ from . import tools
 from .mars import MarsError
 from .mini_mars import MiniMars, draw
 from .tracklets import DIALS
-from .video import from_video
 
 EXAMPLES = """examples:
   python -m vreid_course.data draw --out data/thousand --train-ids 1000 --seed 1
@@ -104,6 +103,8 @@ def main(argv: list[str] | None = None) -> int:
             out, workers = options.pop("out"), options.pop("workers")
             draw(MiniMars(dials=dict(options.pop("dial") or ()), **options), out, workers)
         elif command == "from-video":
+            from .video import from_video  # OpenCV: no other command needs it
+
             out = options["out"]
             print(from_video(**options))
         else:

@@ -1,4 +1,9 @@
-"""What `pytest` collects: notebooks count as slow, benchmarks run only with --benchmark-only."""
+"""What `pytest` collects: notebooks count as slow, benchmarks run only with --benchmark-only.
+
+And the runs of lessons at the scale smoke, each made once, when a test first asks for it.
+"""
+
+from functools import cache, partial
 
 import pytest
 
@@ -15,3 +20,19 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.suffix == ".ipynb":
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def visited(tmp_path_factory):
+    """visited(lesson): what `jupyter_browser.visit` saw of it."""
+    from smoke_runs import in_browser  # benchmarks need no browser
+
+    return cache(partial(in_browser, tmp_path_factory.mktemp("browser")))
+
+
+@pytest.fixture(scope="session")
+def graded(tmp_path_factory):
+    """graded(lesson): what nbgrader made of submissions of it, see `smoke_runs.grade`."""
+    from smoke_runs import grade
+
+    return cache(partial(grade, tmp_path_factory.mktemp("class")))

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import nbformat
 from playwright.sync_api import Page, sync_playwright
 
 FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run
@@ -22,10 +23,7 @@ RUN_ALL = """() => {
 }"""
 IDLE = """() => window.cellsRun &&
     jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === "idle" """
-CELL_ERRORS = """() => Array.from(jupyterapp.shell.currentWidget.content.model.cells)
-    .flatMap(cell => cell.type === "code" ? cell.outputs.toJSON() : [])
-    .filter(output => output.output_type === "error")
-    .map(output => output.ename + ": " + output.evalue)"""
+NOTEBOOK = "() => JSON.stringify(jupyterapp.shell.currentWidget.content.model.toJSON())"
 PICTURES = """cell => Array.from(cell.querySelectorAll("img, canvas")).map(picture => {
     const copy = document.createElement("canvas");
     copy.width = picture.naturalWidth ?? picture.width;
@@ -39,6 +37,7 @@ PICTURES = """cell => Array.from(cell.querySelectorAll("img, canvas")).map(pictu
 class Visit:
     """What a visit of a notebook left behind."""
 
+    notebook: nbformat.NotebookNode | None = None  # with its outputs
     cell_errors: list[str] = field(default_factory=list)
     console_errors: list[str] = field(default_factory=list)
     pictures: list[list[str]] = field(default_factory=list)  # beside the slider: before and after
@@ -104,12 +103,19 @@ def visit(notebook: Path, screenshots: Path, seconds: float, patience: float = 2
         page.wait_for_function(NOTEBOOK_OPENED, timeout=60_000)
         page.evaluate(RUN_ALL)
         page.wait_for_function(IDLE, timeout=1000 * seconds)
-        seen.cell_errors = page.evaluate(CELL_ERRORS)
+        seen.notebook = nbformat.reads(page.evaluate(NOTEBOOK), as_version=4)
+        seen.cell_errors = [f"{e.ename}: {e.evalue}" for e in errors(seen.notebook)]
         page.screenshot(path=screenshots / f"{notebook.stem}_run.png")
         seen.pictures = _move_slider(page, patience)
         page.screenshot(path=screenshots / f"{notebook.stem}_moved.png")
         browser.close()
     return seen
+
+
+def errors(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """The error outputs of a notebook."""
+    outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
+    return [o for o in outputs if o.output_type == "error"]
 
 
 def _move_slider(page: Page, patience: float) -> list[list[str]]:

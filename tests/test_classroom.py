@@ -1,19 +1,28 @@
-"""Assignments with the real nbgrader: what students get, and what their answers are worth."""
+"""Assignments with the real nbgrader: what students get, and what their answers are worth.
+
+And whether a lesson gives the same results twice: the teacher's run is compared with the browser's.
+"""
 
 import csv
 import shutil
 
 import nbformat
 import pytest
+import torch
+from jupyter_browser import errors
+from nbclient import NotebookClient
+from repeats import differences
+from smoke_runs import LESSONS, mark
 
 from vreid_course import __main__ as cli
 from vreid_course import classroom
 
+EVERY = pytest.mark.parametrize("lesson", LESSONS)
 SOLUTION = "def twice(x):\n    ### BEGIN SOLUTION\n    return 2 * x\n    ### END SOLUTION"
 
 
-def cell(source, **marks):
-    made = nbformat.v4.new_code_cell(source)
+def cell(source, id="", **marks):
+    made = nbformat.v4.new_code_cell(source, **({"id": id} if id else {}))
     if marks:
         marks = {"schema_version": 3, "task": False, "locked": False} | marks
         made.metadata["nbgrader"] = {"grade": False, "solution": False} | marks
@@ -83,3 +92,54 @@ def test_what_is_missing_is_said(toy):
     classroom.release(toy)
     with pytest.raises(ValueError, match="ann.90_toy: not graded"):
         classroom.grade(toy)
+
+
+@pytest.mark.slow
+@EVERY
+def test_a_lesson_as_an_assignment(lesson, graded):
+    found = graded(lesson)
+    full = {name: of for name, (_, of) in found.marks["teacher"].items()}
+    assert full and all(full.values())
+    scores = {who: {name: x for name, (x, _) in m.items()} for who, m in found.marks.items()}
+    assert scores["teacher"] == full
+    assert scores["untouched"] == dict.fromkeys(full, 0)
+    assert scores["wrong"] == full | {found.planted: 0}
+    raised = {who: failing(notebook) for who, notebook in found.notebooks.items()}
+    assert raised == {"teacher": set(), "untouched": set(full), "wrong": {found.planted}}
+
+
+def failing(notebook):
+    """The names of the checks, and the ids of other cells, that raised an error."""
+    cells = [c for c in notebook.cells if errors(nbformat.v4.new_notebook(cells=[c]))]
+    return {mark(c, "grade_id") or c.id for c in cells}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU repeats its sums in another order")
+@EVERY
+def test_a_lesson_repeats(lesson, visited, graded):
+    found = differences(visited(lesson).notebook, graded(lesson).notebooks["teacher"])
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.slow
+def test_what_does_not_repeat_is_seen():
+    timed = "print(4, 'clips in', time.perf_counter(), 's')"
+    draw = "figure = plt.figure(figsize=(1, 1)); plt.imshow({}); plt.show()"
+    cells = [
+        cell("import time, torch, matplotlib.pyplot as plt", id="imports"),
+        cell(draw.format("torch.arange(4.0).view(2, 2)"), id="drawn"),
+        cell("print(torch.rand(1))", id="unseeded"),
+        cell(draw.format("torch.rand(2, 2)"), id="unseeded-drawn"),
+        cell("torch.manual_seed(0); print(torch.rand(1))", id="seeded"),
+        cell(timed, id="no-tag"),
+        cell(timed, id="timed"),
+        cell("print('ms of two:', time.perf_counter(), 1e3 * time.time())", id="heading"),
+        cell("torch.seed(); print(torch.rand(1).item(), time.perf_counter(), 's')", id="both"),
+    ]
+    for one in cells[-3:]:
+        one.metadata["tags"] = ["times"]
+    runs = [nbformat.v4.new_notebook(cells=cells) for _ in range(2)]
+    runs = [NotebookClient(nbformat.from_dict(x), kernel_name="python3").execute() for x in runs]
+    found = [line.split(":")[0] for line in differences(*runs)]
+    assert found == ["unseeded", "unseeded-drawn", "no-tag", "both"]

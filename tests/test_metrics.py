@@ -201,6 +201,15 @@ def test_bootstrap_covers_the_mean_and_pairs_the_queries():
         metrics.bootstrap(ap, other[:-1])
 
 
+@pytest.mark.parametrize("by, star", [(0.02, "*"), (-0.02, "*"), (0.0, "")])
+def test_gain_is_the_bootstrap_in_points(by, star):
+    rng = np.random.default_rng(0)
+    other = rng.random(400)
+    ap = other + by + 0.01 * rng.normal(size=400)
+    mean, low, high = (100 * v for v in metrics.bootstrap(ap, other))
+    assert metrics.gain(ap, other) == f"{mean:+.1f} ({low:+.1f} to {high:+.1f}){star}"
+
+
 def rerank_loop(features, queries, k1, k2, lam):
     """k-reciprocal re-ranking as its paper says it, with Python sets."""
     plain = np.array([[((a - b) ** 2).sum() for b in features] for a in features])

@@ -515,3 +515,14 @@ def test_in_bfloat16_computes_so_and_gives_float32_back():
     torch.testing.assert_close(fast, model(x), atol=0.02, rtol=0.02)
     assert not torch.equal(fast, model(x))
     assert training.in_bfloat16(loss)(model, x)[1] == {"accuracy": 1}
+
+
+def test_two_rates_keep_the_order_of_the_parameters_and_leave_none_out():
+    """A resumed optimiser matches its state to parameters by their place."""
+    model = Baseline(4, resnet("course"))
+    old, new = training.two_rates(model, model.trunk.parameters(), 1e-4, 1e-3).param_groups
+    assert [id(p) for p in old["params"]] == [id(p) for p in model.trunk.parameters()]
+    assert len(old["params"]) + len(new["params"]) == len([*model.parameters()])
+    assert (old["lr"], new["lr"]) == (1e-4, 1e-3)
+    (alone,) = training.two_rates(model, ()).param_groups
+    assert [id(p) for p in alone["params"]] == [id(p) for p in model.parameters()]

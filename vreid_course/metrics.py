@@ -147,6 +147,15 @@ def bootstrap(
     return float(values.mean()), float(low), float(high)
 
 
+def gain(ap: np.ndarray, ap_other: np.ndarray) -> str:
+    """Mean of ap - ap_other, both (Q,) in 0..1, and its interval in points: "+1.2 (+0.3 to +2.1)*".
+
+    The interval is that of `bootstrap`; a star says that 0 lies outside of it.
+    """
+    mean, low, high = (100 * v for v in bootstrap(ap, ap_other))
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})" + "*" * (low > 0 or high < 0)
+
+
 def rerank(query_features: Array, gallery_features: Array, k1=20, k2=6, lam=0.3) -> np.ndarray:
     """Re-ranked distances (Q, Q + G), float32: the columns are the queries, then the gallery.
 

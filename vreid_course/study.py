@@ -140,6 +140,11 @@ def read(name: str, folder: Path = RESULTS) -> list[dict[str, str]]:
         raise MarsError(f"{path}: no such study: {cure}") from None
 
 
+def aps(rows: list[dict[str, str]], column: str = "ap") -> np.ndarray:
+    """AP of every query in every row, (rows, Q) in 0..1; nan for a query that was not scored."""
+    return np.array([row[column].split() for row in rows], float)
+
+
 def _write(path: Path, rows: list[dict]) -> None:
     columns = list(dict.fromkeys(column for row in rows for column in row))
     part = path.with_suffix(".part")

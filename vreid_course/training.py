@@ -110,6 +110,14 @@ def _step(
     return values
 
 
+def two_rates(model: nn.Module, known: Iterable[nn.Parameter], rate=3e-4, new_rate=3e-3):
+    """AdamW for short runs: `known`, what came with weights, learns at `rate`, all else faster."""
+    old = dict.fromkeys(known)
+    new = [p for p in model.parameters() if p not in old]
+    groups = {"params": [*old], "lr": rate}, {"params": new, "lr": new_rate}
+    return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=5e-4)
+
+
 def in_bfloat16(function: Callable) -> Callable:
     """`function(model, ...)`, a loss or an embedding, computed in bfloat16 on the model's device.
 

@@ -1,0 +1,58 @@
+"""Studies: rows are kept, a second run goes on, and what is read back is what was measured."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vreid_course import study
+from vreid_course.data.mars import MarsError
+from vreid_course.metrics import evaluate
+
+ROWS = [{"method": m, "seed": s} for m in ("a", "b") for s in (0, 1)]
+
+
+def test_a_stopped_study_goes_on_where_it_stopped(tmp_path, capsys):
+    calls = []
+
+    def measure(row):
+        calls.append((row["method"], row["seed"]))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        extra = {"only b": 7} if row["method"] == "b" else {}
+        return {"mAP": f"{len(calls)}", "ap": "0.5 " * 20} | extra
+
+    with pytest.raises(KeyboardInterrupt):
+        study.run("toy", ROWS, measure, tmp_path)
+    assert [r["mAP"] for r in study.read("toy", tmp_path)] == ["1", "2"]
+    study.run("toy", ROWS, measure, tmp_path)
+    assert calls == [("a", 0), ("a", 1), ("b", 0), ("b", 0), ("b", 1)]
+    rows = study.read("toy", tmp_path)
+    assert [(r["method"], r["seed"]) for r in rows] == [(r["method"], str(r["seed"])) for r in ROWS]
+    assert [r["only b"] for r in rows] == ["", "", "7", "7"], "a new column is empty in old rows"
+    assert all(r["device"] and r["torch"] and r["python"] and r["seconds"] for r in rows)
+    assert "0.5 0.5" not in capsys.readouterr().out, "the lists of all queries are not printed"
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.csv"]
+
+
+def test_a_study_that_was_not_run(tmp_path):
+    with pytest.raises(MarsError, match="python -m vreid_course study 90_none"):
+        study.read("90_none", tmp_path)
+
+
+def test_what_a_row_says_of_a_ranking_comes_back():
+    rng = np.random.default_rng(0)
+    query, gallery = rng.normal(size=(6, 3)), rng.normal(size=(30, 3))
+    ids = np.array([1, 2, 3, 4, 5, 99]), 1 + np.arange(30) % 5  # nobody answers the last one
+    found = evaluate(query, ids[0], np.zeros(6), gallery, ids[1], np.ones(30))
+    row = study.summary(found)
+    assert row["scored"] == "5" and float(row["mAP"]) == pytest.approx(100 * found.mAP, abs=0.005)
+    kept = study.aps([row, row])
+    assert kept.shape == (2, 6) and np.isnan(kept[:, 5]).all()
+    np.testing.assert_allclose(kept[0], found.ap, atol=5e-4)
+
+
+def test_cost_of_a_layer():
+    found = study.cost(nn.Sequential(nn.Flatten(), nn.Linear(24, 10)), torch.zeros(2, 2, 3, 2, 2))
+    assert (found["parameters"], found["GFLOPs"]) == (250, pytest.approx(2 * 2 * 24 * 10 / 1e9))
+    assert found["ms"] > 0 and (torch.cuda.is_available() or np.isnan(found["MiB"]))

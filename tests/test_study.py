@@ -56,3 +56,45 @@ def test_cost_of_a_layer():
     found = study.cost(nn.Sequential(nn.Flatten(), nn.Linear(24, 10)), torch.zeros(2, 2, 3, 2, 2))
     assert (found["parameters"], found["GFLOPs"]) == (250, pytest.approx(2 * 2 * 24 * 10 / 1e9))
     assert found["ms"] > 0 and (torch.cuda.is_available() or np.isnan(found["MiB"]))
+
+
+@pytest.mark.parametrize("cut", [1, 9, 30], ids=str)
+def test_a_file_cut_off_in_its_last_row_is_named(tmp_path, cut):
+    """A row without its last columns is not taken for a measured one."""
+    path = study.run("toy", ROWS[:3], lambda row: {"mAP": "1.5"}, tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    for use in (
+        lambda: study.read("toy", tmp_path),
+        lambda: study.run("toy", ROWS, None, tmp_path),
+    ):
+        with pytest.raises(
+            MarsError, match=r"toy\.csv: row 3 is cut off: delete that line"
+        ) as info:
+            use()
+        assert "\n" not in str(info.value)
+    path.write_bytes(whole[: whole[:-1].rindex(b"\n") + 1])  # the cure
+    study.run("toy", ROWS, lambda row: {"mAP": "1.5"}, tmp_path)
+    assert len(study.read("toy", tmp_path)) == 4
+
+
+def test_two_studies_at_once_lose_no_row(tmp_path):
+    def measure(row):
+        if row == ROWS[1]:  # meanwhile another process measures this row and the next one
+            study.run("toy", ROWS[:3], lambda row: {"mAP": "2"}, tmp_path)
+        return {"mAP": "1"}
+
+    study.run("toy", ROWS, measure, tmp_path)
+    rows = study.read("toy", tmp_path)
+    assert sorted((r["method"], r["seed"]) for r in rows) == [
+        ("a", "0"),
+        ("a", "1"),
+        ("b", "0"),
+        ("b", "1"),
+    ]
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MarsError, match="file: cannot write there .*copy the course"):
+        study.run("toy", ROWS, None, tmp_path / "file")

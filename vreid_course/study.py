@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 
@@ -20,13 +21,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vreid_course.data.mars import Mars, MarsError, Split
-from vreid_course.data.mini_mars import MiniMars, mini_mars
+from vreid_course.data.mini_mars import MiniMars, cache_folder, mini_mars
 from vreid_course.loader import ClipBatches, FrameStore, augment
 from vreid_course.metrics import Result, evaluate
 from vreid_course.nets import resnet
 from vreid_course.sampling import IdentityBatches
 from vreid_course.scales import Scale, course_data
-from vreid_course.training import extract, train
+from vreid_course.training import extract, train, write_whole
 
 RESULTS = Path(__file__).parents[1] / "data" / "results"
 
@@ -114,30 +115,38 @@ def run(name: str, rows: Iterable[dict], measure: Callable[[dict], dict], folder
     Stop it at any time and call it again: it goes on with the next row. Returns the file's path.
     """
     path = folder / f"{name}.csv"
-    folder.mkdir(parents=True, exist_ok=True)
-    done = read(name, folder) if path.exists() else []
     for row in rows:
         key = {column: str(value) for column, value in row.items()}
-        if any(key.items() <= old.items() for old in done):
+        if any(key.items() <= old.items() for old in _done(path)):
             continue
+        cache_folder(folder, "copy the course to a folder of your own")  # before hours are spent
         start = time.perf_counter()
         new = key | {k: str(v) for k, v in measure(row).items()}
         new |= {"seconds": f"{time.perf_counter() - start:.1f}", **_circumstances()}
         print({k: v for k, v in new.items() if len(v) < 40}, flush=True)  # no lists of queries
-        done.append(new)
-        _write(path, done)
+        others = [old for old in _done(path) if not key.items() <= old.items()]
+        _write(path, [*others, new])  # another run may have added rows meanwhile
     return path
+
+
+def _done(path: Path) -> list[dict[str, str]]:
+    return read(path.stem, path.parent) if path.exists() else []
 
 
 def read(name: str, folder: Path = RESULTS) -> list[dict[str, str]]:
     """Read a study's rows; numbers are still text. MarsError if it has not been run."""
     path = folder / f"{name}.csv"
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            return list(csv.DictReader(stream))
+        text = path.read_text("utf-8")
     except FileNotFoundError:
         cure = f"run `python -m vreid_course study {name}`, or restore it from git"
         raise MarsError(f"{path}: no such study: {cure}") from None
+    rows = list(csv.DictReader(StringIO(text, newline="")))
+    bad = [i for i, row in enumerate(rows, 1) if None in (*row, *row.values())]
+    if bad or not text.endswith("\n"):
+        cure = "delete that line, then it is measured again, or restore the file from git"
+        raise MarsError(f"{path}: row {[*bad, len(rows)][0]} is cut off: {cure}")
+    return rows
 
 
 def aps(rows: list[dict[str, str]], column: str = "ap") -> np.ndarray:
@@ -147,12 +156,11 @@ def aps(rows: list[dict[str, str]], column: str = "ap") -> np.ndarray:
 
 def _write(path: Path, rows: list[dict]) -> None:
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    part = path.with_suffix(".part")
-    with part.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    part.replace(path)
+    text = StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, lambda part: part.write_text(text.getvalue(), "utf-8", newline=""))
 
 
 def _circumstances() -> dict[str, str]:

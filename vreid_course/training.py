@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from vreid_course.data.mini_mars import cache_folder
+from vreid_course.data.mini_mars import cache_folder, cache_path
 from vreid_course.loader import FrameStore, augment, normalise
 from vreid_course.nets import Trunk, frame_features, one_line
 from vreid_course.sampling import Rng, clips
@@ -146,10 +146,10 @@ def cosine(steps: int, warmup: int = 0) -> Callable[[int], float]:
 
 def save_checkpoint(path: Path, state: dict) -> None:
     """Write tensors, numbers and containers of them; a file of that name is there whole or not."""
-    _write_whole(path, lambda part: torch.save(state, part))
+    write_whole(path, lambda part: torch.save(state, part))
 
 
-def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a file, which gets its name only when it is whole."""
     part = path.with_suffix(".part")
     try:
@@ -158,7 +158,8 @@ def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(part, path)
     except (OSError, RuntimeError) as error:
         part.unlink(missing_ok=True)
-        raise TrainingError(f"{path}: cannot write ({one_line(error)}): free some space") from None
+        cure = "free some space, or name another folder"
+        raise TrainingError(f"{path}: cannot write ({one_line(error)}): {cure}") from None
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -261,11 +262,12 @@ def computed_once(
     full disk.
     """
     known = repr((*map(str, key), weights is not None and _fingerprint(weights)))
-    path = cache_folder(root) / f"{kind}_{hashlib.sha256(known.encode()).hexdigest()[:12]}.npy"
-    with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
-            array = np.concatenate([*parts()])
-            _write_whole(path, lambda part: _save_array(part, array))
+    path = cache_path(root) / f"{kind}_{hashlib.sha256(known.encode()).hexdigest()[:12]}.npy"
+    if not path.exists():
+        with FileLock(cache_folder(root) / path.with_suffix(".lock").name):
+            if not path.exists():
+                array = np.concatenate([*parts()])
+                write_whole(path, lambda part: _save_array(part, array))
     try:
         return np.load(path, mmap_mode="c")
     except (OSError, ValueError, EOFError) as error:

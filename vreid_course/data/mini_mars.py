@@ -131,23 +131,29 @@ def mini_mars(config: MiniMars | None = None, root: Path | None = None) -> Mars:
     if that folder cannot be written.
     """
     config = config or MiniMars()
-    return read_mars(draw(config, _cache_path(root) / config.name))
+    return read_mars(draw(config, cache_path(root) / config.name))
 
 
-def _cache_path(root: Path | None) -> Path:
+def cache_path(root: Path | None = None) -> Path:
+    """The same folder for what only reads there: not made, not tried."""
     return Path(root or os.environ.get("VREID_CACHE", "") or DATA).expanduser()
 
 
-def cache_folder(root: Path | None = None) -> Path:
-    """The folder for everything that is drawn or computed once; made where missing."""
-    folder = _cache_path(root)
+def cache_folder(
+    root: Path | None = None, cure: str = "name another folder with --out or VREID_CACHE"
+) -> Path:
+    """The folder for everything that is drawn or computed once; made where missing.
+
+    MarsError, with the cure, where nothing can be written there.
+    """
+    folder = cache_path(root)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
+        with TemporaryFile(dir=folder) as file:
+            file.write(bytes(2**20))  # a full disk still makes empty files
     except OSError as error:
         fault = f"{folder}: cannot write there ({error.strerror or error})"
-        raise MarsError(f"{fault}: name another folder with --out or VREID_CACHE") from None
+        raise MarsError(f"{fault}: {cure}") from None
     return folder
 
 

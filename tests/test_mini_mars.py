@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
 
@@ -343,6 +344,42 @@ def test_two_at_once_draw_once(tmp_path):
 def test_impossible_settings(settings, message):
     with pytest.raises(MarsError, match=message):
         MiniMars(**settings)
+
+
+def test_a_part_that_was_cut_off_is_drawn_again(tmp_path, monkeypatch):
+    whole = files(draw(TINY, tmp_path / "whole", workers=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            draw(TINY, tmp_path / "set", workers=1)
+    first, second, *_ = sorted((tmp_path / "set.partial" / "parts").glob("*.npz"))
+    first.write_bytes(first.read_bytes()[:-40])
+    second.write_bytes(b"")
+    assert files(draw(TINY, tmp_path / "set", workers=1)) == whole
+
+
+def test_a_drawing_process_that_is_killed_is_said(tmp_path, monkeypatch):
+    def killed(*_):
+        raise BrokenProcessPool("A child process terminated abruptly")
+
+    monkeypatch.setattr(module, "_draw_frames", killed)
+    with pytest.raises(MarsError, match="a process that draws was killed.*run again, it goes on"):
+        draw(TINY, tmp_path / "set")
+
+
+def test_damage_to_a_drawn_set_names_the_cure(tmp_path):
+    """Not that of MARS, to copy it again: it can be drawn again."""
+    mars = mini_mars(TINY, tmp_path)
+    frame, index = mars.test.paths(0)[0], mars.root / "info" / "query_IDX.mat"
+    frame.write_bytes(b"")
+    with pytest.raises(MarsError, match=f"an empty frame: delete {mars.root}, it is drawn again"):
+        mars.test.frames(0)
+    index.write_bytes(index.read_bytes()[:100])
+    with pytest.raises(
+        MarsError, match=f"no MATLAB file.*; or delete {mars.root}, it is drawn"
+    ) as e:
+        mini_mars(TINY, tmp_path)
+    assert "\n" not in str(e.value)
 
 
 def test_unwritable_cache(tmp_path):

@@ -6,12 +6,14 @@ submitted/STUDENT/LESSON/LESSON.ipynb. Any other nbgrader command works on it as
 
 import csv
 import os
+import re
 import shutil
 import sys
 import warnings
 from pathlib import Path
 
 from vreid_course import lessons
+from vreid_course.data.mini_mars import cache_folder
 
 
 def release(folder: Path, names: list[str] | None = None) -> list[Path]:
@@ -66,7 +68,7 @@ def _grader(folder: Path):
         from traitlets.config import Config
     except ImportError:
         raise ValueError("nbgrader is missing: pip install -r requirements.txt") from None
-    folder.mkdir(parents=True, exist_ok=True)
+    cache_folder(folder, "name another folder, or free some space")
     own = str(Path(sys.executable).parent)  # nbgrader calls `alembic` by name
     if own not in os.environ["PATH"].split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join((own, os.environ["PATH"]))
@@ -81,5 +83,6 @@ def _grader(folder: Path):
 
 def _succeed(result: dict, fault: str) -> None:
     if not result["success"]:
-        lines = (result.get("error") or result.get("log") or "").strip().splitlines()
-        raise ValueError(f"{fault}: {lines[-1] if lines else 'see the log above'}")
+        lines = re.findall(r"^\s*([\w.]*(?:Error|Exception): .*)", result.get("log") or "", re.M)
+        cause = lines[-1] if lines else (result.get("error") or "see the log above").strip()
+        raise ValueError(f"{fault}: {cause.splitlines()[-1]}")

@@ -1,6 +1,7 @@
 """What changes between machines: one small frozen object; a lesson never asks for the hardware."""
 
 import os
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +65,10 @@ def scale(name: str | None = None) -> Scale:
     name = name or os.environ.get("VREID_SCALE") or ("gpu" if torch.cuda.is_available() else "mini")
     if name not in SCALES:
         raise ValueError(f"VREID_SCALE={name!r}: choose one of {', '.join(SCALES)}")
+    if name in ("gpu", "paper") and not torch.cuda.is_available():
+        warnings.warn(
+            f"scale {name} without a GPU takes hours to weeks, mini minutes", stacklevel=2
+        )
     return SCALES[name]
 
 

@@ -327,5 +327,6 @@ def _memory_advice(shape: torch.Size) -> Iterator[None]:
     try:
         yield
     except torch.cuda.OutOfMemoryError:
-        advice = "use fewer or shorter clips, or VREID_SCALE=mini"
+        advice = "stop what else uses the GPU, set VREID_SCALE=mini, or use fewer clips or frames"
+        advice += " (P, K, T, test_frames in vreid_course/scales.py)"
         raise TrainingError(f"GPU out of memory at clips of {tuple(shape)}: {advice}") from None

@@ -34,7 +34,10 @@ def read_frame(path: Path) -> np.ndarray:
     except (OSError, SyntaxError, ValueError) as error:
         empty = path.is_file() and path.stat().st_size == 0
         fault = "an empty frame" if empty else f"not a whole JPEG ({type(error).__name__})"
-    raise MarsError(f"{path}: {fault}: copy it again, or read with skip_bad=True")
+    cure = "copy it again, or read with skip_bad=True"
+    if any((folder / "settings.json").is_file() for folder in path.parents[2:3]):
+        cure = f"delete {path.parents[2]}, it is drawn again"
+    raise MarsError(f"{path}: {fault}: {cure}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,11 +8,13 @@ import json
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryFile
+from zipfile import is_zipfile
 
 import numpy as np
 from filelock import FileLock
@@ -131,7 +133,11 @@ def mini_mars(config: MiniMars | None = None, root: Path | None = None) -> Mars:
     if that folder cannot be written.
     """
     config = config or MiniMars()
-    return read_mars(draw(config, cache_path(root) / config.name))
+    out = draw(config, cache_path(root) / config.name)
+    try:
+        return read_mars(out)
+    except MarsError as error:
+        raise MarsError(f"{error}; or delete {out}, it is drawn again") from None
 
 
 def cache_path(root: Path | None = None) -> Path:
@@ -173,6 +179,9 @@ def draw(config: MiniMars, out: Path, workers: int | None = None) -> Path:
                     _draw_frames(config, partial, workers or min(os.cpu_count() or 1, 8))
                     _finish(config, partial)
                     partial.rename(out)
+    except BrokenProcessPool:
+        fault = "a process that draws was killed, perhaps for want of memory"
+        raise MarsError(f"{partial}: {fault}: run again, it goes on where it stopped") from None
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         cure = "free some space and run again: it goes on where it stopped"
@@ -201,7 +210,7 @@ def _draw_frames(config: MiniMars, partial: Path, workers: int) -> None:
         part = partial / "parts" / f"{track.folder}-{folder_name(track.pid)}.npz"
         tasks.setdefault(part, []).append(track)
     total = sum(track.length for tracks in tasks.values() for track in tracks)
-    todo = {part: tracks for part, tracks in tasks.items() if not part.is_file()}
+    todo = {part: tracks for part, tracks in tasks.items() if not is_zipfile(part)}
     left = sum(track.length for tracks in todo.values() for track in tracks)
     dials = {**DIALS, **config.dials}
     bar = tqdm(total=total, initial=total - left, unit="frame", desc="drawing mini-MARS",

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from vreid_course import study
+from vreid_course import __main__, study
 from vreid_course.data.mars import MarsError
 from vreid_course.metrics import evaluate
 
@@ -98,3 +98,13 @@ def test_where_nothing_can_be_written_nothing_is_measured(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(MarsError, match="file: cannot write there .*copy the course"):
         study.run("toy", ROWS, None, tmp_path / "file")
+
+
+def test_runs_on_other_data_have_a_folder_of_their_own(tmp_path, monkeypatch):
+    """Else a network of other people would be gone on with, or tested, in silence."""
+    monkeypatch.setenv("VREID_CACHE", str(tmp_path))
+    options, found = __main__._parser().parse_args(["train", "01_baseline"]), set()
+    for data in ("", str(tmp_path / "MARS"), str(tmp_path / "MARS50") + "/"):
+        monkeypatch.setenv("VREID_DATA", data)
+        found.add(__main__._run_folder(options))
+    assert len(found) == 3

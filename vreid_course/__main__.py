@@ -1,6 +1,7 @@
 """The command line: python -m vreid_course COMMAND ..."""
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -82,8 +83,9 @@ def _class_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def _run_folder(options: argparse.Namespace) -> Path:
-    at = scale().name
-    return options.folder or cache_folder() / "runs" / f"{options.lesson}_{at}_{options.seed}"
+    name, data = f"{options.lesson}_{scale().name}_{options.seed}", os.environ.get("VREID_DATA")
+    name += f"_{Path(data).resolve().name}" if data else ""
+    return options.folder or cache_folder() / "runs" / name
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -94,6 +96,8 @@ def _train(options: argparse.Namespace) -> None:
     if options.steps:
         recipe = replace(recipe, steps=options.steps)
     folder = _run_folder(options)
+    if (folder / "last.pt").exists():
+        print(f"going on from {folder / 'last.pt'}; to start again, delete it")
     study.fit(model, lesson.loss, recipe, split, at, options.seed, folder, options.workers)
     print(f"trained {recipe.steps} steps: {folder / 'last.pt'}")
 

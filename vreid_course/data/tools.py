@@ -83,7 +83,7 @@ def _frame_faults(split: Split, open_them: bool) -> Iterator[str]:
     def faults(i: int) -> list[str]:
         paths, found, sizes = split.paths(i), [], set()
         if not open_them:
-            return [f"{p}: no such frame: copy it again" for p in paths if not p.is_file()]
+            return [f"{p}: {fault}: copy it again" for p in paths if (fault := _no_frame(p))]
         for path in paths:
             try:
                 sizes.add(layout.read_frame(path).shape)
@@ -99,6 +99,13 @@ def _frame_faults(split: Split, open_them: bool) -> Iterator[str]:
         found = pool.imap(faults, range(len(split)), chunksize=8)
         for lines in tqdm(found, split.folder.name, len(split), unit="tracklet", delay=1):
             yield from lines
+
+
+def _no_frame(path: Path) -> str:
+    try:
+        return "" if path.stat().st_size else "an empty frame"
+    except OSError:
+        return "no such frame"
 
 
 def counts(mars: Mars) -> list[str]:

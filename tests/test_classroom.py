@@ -119,7 +119,8 @@ def failing(notebook):
 @EVERY
 def test_a_lesson_repeats(lesson, visited, graded):
     found = differences(visited(lesson).notebook, graded(lesson).notebooks["teacher"])
-    assert not found, "\n".join(found)
+    advice = "seed what is drawn at random; cells that show measured times have the tag `times`"
+    assert not found, "\n".join([advice, *found])
 
 
 @pytest.mark.slow

@@ -291,28 +291,40 @@ def test_what_was_stopped_is_finished_later(tmp_path, monkeypatch):
     assert sorted(kept.values()) == sorted(frames.values())  # nothing was drawn twice
 
 
-@pytest.mark.slow
-def test_killed_half_way_leaves_no_set(tmp_path):
-    config = "MiniMars(12, 6, frames=(8, 10), hard=0.0)"
-    code = f"""
+def _begun(folder: Path, **options) -> subprocess.Popen:
+    """A process of its own that draws, and has drawn three people."""
+    script = folder / "script.py"
+    script.write_text(f"""
 from pathlib import Path
 from vreid_course.data.mini_mars import MiniMars, draw
 if __name__ == "__main__":
-    draw({config}, Path({str(tmp_path / "set")!r}), workers=1)
-"""
-    script = tmp_path / "script.py"
-    script.write_text(code)
-    job = subprocess.Popen([sys.executable, str(script)], start_new_session=True)
-    parts = tmp_path / "set.partial" / "parts"
+    draw(MiniMars(12, 6, frames=(8, 10), hard=0.0), Path({str(folder / "set")!r}), workers=1)
+""")
+    job = subprocess.Popen([sys.executable, str(script)], **options)
+    parts = folder / "set.partial" / "parts"
     end = time.monotonic() + 60
     while time.monotonic() < end and len(list(parts.glob("*.npz"))) < 3:
         time.sleep(0.02)
+    return job
+
+
+@pytest.mark.slow
+def test_killed_half_way_leaves_no_set(tmp_path):
+    job = _begun(tmp_path, start_new_session=True)
     os.killpg(job.pid, signal.SIGKILL)
     job.wait()
+    parts = tmp_path / "set.partial" / "parts"
     assert not (tmp_path / "set").exists() and len(list(parts.glob("*.npz"))) >= 3
     again = draw(MiniMars(12, 6, frames=(8, 10), hard=0.0), tmp_path / "set", workers=2)
     whole = draw(MiniMars(12, 6, frames=(8, 10), hard=0.0), tmp_path / "whole", workers=2)
     assert files(again) == files(whole)
+
+
+@pytest.mark.slow
+def test_when_it_alone_is_killed_the_processes_that_draw_end_too(tmp_path):
+    job = _begun(tmp_path, stdout=subprocess.PIPE)
+    job.kill()
+    job.communicate(timeout=30)  # which waits for all that can still write
 
 
 def _draw_and_stamp(out: Path, results) -> None:

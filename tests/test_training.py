@@ -236,6 +236,19 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
     assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
 
 
+def test_two_processes_may_write_the_same_file(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+
+    def slow(part):
+        part.write_text("first")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 1)
+            training.write_whole(path, lambda part: part.write_text("second"))
+
+    training.write_whole(path, slow)
+    assert path.read_text() == "first" and [*tmp_path.iterdir()] == [path]
+
+
 def test_a_full_gpu_is_explained(split):
     def full(model, batch):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate 3 GiB")

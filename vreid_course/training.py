@@ -151,7 +151,7 @@ def save_checkpoint(path: Path, state: dict) -> None:
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a file, which gets its name only when it is whole."""
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{os.getpid()}.part")  # two may write the same file at once
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(part)

@@ -11,9 +11,10 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from tempfile import TemporaryFile
+from threading import Thread
 from zipfile import is_zipfile
 
 import numpy as np
@@ -232,7 +233,14 @@ _drawer: Drawer  # one a worker process
 
 def _start(seed: int, height: int, dials: dict[str, float]) -> None:
     global _drawer
+    Thread(target=_end_with_parent, daemon=True).start()
     _drawer = Drawer(seed, height, dials)
+
+
+def _end_with_parent() -> None:
+    """Else a process whose parent was killed would wait for work for ever."""
+    parent_process().join()
+    os._exit(1)
 
 
 def _draw_person(root: Path, part: Path, tracks: list[Track]) -> None:

@@ -386,6 +386,12 @@ def test_damage_to_a_drawn_set_names_the_cure(tmp_path):
     frame.write_bytes(b"")
     with pytest.raises(MarsError, match=f"an empty frame: delete {mars.root}, it is drawn again"):
         mars.test.frames(0)
+    truth = mars.root / "truth_test.npz"
+    whole = truth.read_bytes()
+    for content in (b"", whole[:60], whole[:-60]):
+        truth.write_bytes(content)
+        with pytest.raises(MarsError, match=f"broken .*: delete {mars.root}, it is drawn again"):
+            Truth(mars.test)
     index.write_bytes(index.read_bytes()[:100])
     with pytest.raises(
         MarsError, match=f"no MATLAB file.*; or delete {mars.root}, it is drawn"

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from vreid_course import backbone, classroom, lessons, study
-from vreid_course.data.mini_mars import cache_folder
+from vreid_course.data.mini_mars import cache_folder, cache_path
 from vreid_course.scales import course_data, scale
 from vreid_course.training import TrainingError, load_checkpoint
 
@@ -85,7 +85,7 @@ def _class_commands(commands: argparse._SubParsersAction) -> None:
 def _run_folder(options: argparse.Namespace) -> Path:
     name, data = f"{options.lesson}_{scale().name}_{options.seed}", os.environ.get("VREID_DATA")
     name += f"_{Path(data).resolve().name}" if data else ""
-    return options.folder or cache_folder() / "runs" / name
+    return options.folder or cache_path() / "runs" / name
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -95,7 +95,7 @@ def _train(options: argparse.Namespace) -> None:
     recipe = lesson.recipe(at)
     if options.steps:
         recipe = replace(recipe, steps=options.steps)
-    folder = _run_folder(options)
+    folder = cache_folder(_run_folder(options), "name another with --folder or VREID_CACHE")
     if (folder / "last.pt").exists():
         print(f"going on from {folder / 'last.pt'}; to start again, delete it")
     study.fit(model, lesson.loss, recipe, split, at, options.seed, folder, options.workers)

@@ -139,7 +139,7 @@ def _sha256(path: Path) -> str:
 
 def one_line(error: Exception) -> str:
     """The message of an error, on one line and not too long."""
-    return " ".join(str(error).split())[:150]
+    return " ".join(str(error).split())[:150] or type(error).__name__
 
 
 def frame_features(trunk: nn.Module, frames: Tensor, chunk: int = 64) -> Tensor:

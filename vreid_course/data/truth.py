@@ -48,7 +48,11 @@ class Truth:
         path = split.folder.parent / name
         if not path.is_file():
             raise MarsError(f"{path}: no such file: only drawn sets have a truth, use mini-MARS")
-        self.split, self._file = split, np.load(path)  # arrays are read when asked for
+        try:
+            self.split, self._file = split, np.load(path)  # arrays are read when asked for
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            cure = f"delete {path.parent}, it is drawn again"
+            raise MarsError(f"{path}: broken ({error}): {cure}") from None
         rows = {key: i for i, key in enumerate(self._file["keys"])}
         mine = np.array([rows[split.key(i)] for i in range(len(split))], int)
         self.kind, self.group, self.cadence = (

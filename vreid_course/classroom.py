@@ -36,29 +36,41 @@ def grade(folder: Path) -> Path:
 
     A row for each exercise: lesson, student, exercise, points, of. The notebooks run at the scale
     that VREID_SCALE names, else "smoke", with the checks of the teacher's edition. Raises
-    ValueError if nothing was released or submitted.
+    ValueError if nothing was released or submitted, or, once the others are graded, for what could
+    not be graded.
     """
     os.environ.setdefault("VREID_SCALE", "smoke")
-    grader, rows = _grader(folder), []
+    grader, rows, faults = _grader(folder), [], []
     submissions = sorted((folder / "submitted").glob("*/*"))
     if not submissions:
         raise ValueError(f"{folder}/submitted: empty: put STUDENT/LESSON/LESSON.ipynb there")
     for path in submissions:
-        student, name = path.parent.name, path.name
-        if not (folder / "release" / name).is_dir():
-            raise ValueError(f"{path}: {name} was not released into {folder}: run `release` first")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the insides of nbgrader's data base
-            _succeed(grader.autograde(name, student), f"{path}: not graded")
-        with grader.gradebook as book:
-            graded = book.find_submission_notebook(name, name, student).grades
-            marks = {g.cell.name: (g.auto_score or 0.0, g.max_score) for g in graded}
-        rows += [(name, student, check, *marks[check]) for check in sorted(marks)]
+        try:
+            rows += _graded(grader, folder, path)
+        except ValueError as error:  # the others are graded nevertheless
+            faults.append(error)
     path = folder / "grades.csv"
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerows([("lesson", "student", "exercise", "points", "of"), *rows])
+    if faults:
+        listed = "; ".join(map(str, faults))
+        raise ValueError(f"{path}: without {len(faults)} of the submissions: {listed}")
     return path
+
+
+def _graded(grader, folder: Path, path: Path) -> list[tuple]:
+    """The rows of one submission."""
+    student, name = path.parent.name, path.name
+    if not (folder / "release" / name).is_dir():
+        raise ValueError(f"{path}: {name} was not released into {folder}: run `release` first")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the insides of nbgrader's data base
+        _succeed(grader.autograde(name, student), f"{path}: not graded")
+    with grader.gradebook as book:
+        graded = book.find_submission_notebook(name, name, student).grades
+        marks = {g.cell.name: (g.auto_score or 0.0, g.max_score) for g in graded}
+    return [(name, student, check, *marks[check]) for check in sorted(marks)]
 
 
 def _grader(folder: Path):

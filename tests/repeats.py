@@ -15,6 +15,9 @@ HEADING = re.compile(r"\b(ms|MB|MiB)\b")
 
 def differences(first: nbformat.NotebookNode, second: nbformat.NotebookNode) -> list[str]:
     """One line for each code cell whose results differ between two runs."""
+    sources = [[cell.source for cell in notebook.cells] for notebook in (first, second)]
+    if sources[0] != sources[1]:
+        return ["two different notebooks: was it edited between the runs?"]
     found = []
     for cells in zip(first.cells, second.cells, strict=True):
         if cells[0].cell_type == "code":

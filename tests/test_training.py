@@ -443,7 +443,7 @@ def test_two_processes_are_one(tmp_path):
     for name, how in (("one", []), ("two", launch)):
         command = [sys.executable, *how, str(script), name]
         done = subprocess.run(command, env=CPU, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.returncode == 0, (done.returncode, done.stdout[-500:], done.stderr[-3000:])
     one, two = (training.load_checkpoint(tmp_path / name / "last.pt") for name in ("one", "two"))
     for a, b in zip(one["model"].values(), two["model"].values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)

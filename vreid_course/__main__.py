@@ -10,6 +10,7 @@ import torch
 
 from vreid_course import backbone, classroom, lessons, study
 from vreid_course.data.mini_mars import cache_folder, cache_path
+from vreid_course.nets import one_line
 from vreid_course.scales import course_data, scale
 from vreid_course.training import TrainingError, load_checkpoint
 
@@ -35,6 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
         options.run(options)
     except (ValueError, OSError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError as error:
+        cure = "stop what else uses the GPU, or set VREID_SCALE=mini"
+        print(f"error: {one_line(error)}: {cure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint or row", file=sys.stderr)

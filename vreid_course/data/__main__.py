@@ -1,6 +1,7 @@
 """Command line of the data sets: draw mini-MARS, check, subset, convert, cut out of a video."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped, and nothing passes for a whole set: run it again", file=sys.stderr)
         return 1
-    print(f"{out} is ready; VREID_DATA={out} makes the lessons use it")
+    print(f"{out} is ready; VREID_DATA={shlex.quote(str(out))} makes the lessons use it")
     return 0
 
 

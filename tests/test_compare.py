@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from vreid_course import lessons
+from vreid_course import lessons, study
 from vreid_course.scales import scale
 
 lesson = lessons.load("08_compare")
@@ -89,3 +89,26 @@ def test_the_study_has_every_method_under_both_losses_with_three_seeds():
         assert {(row["loss"], row["seed"]) for row in mine} == {
             (column, seed) for column in columns for seed in (0, 1, 2)
         }
+
+
+def test_the_committed_study_is_whole():
+    """Every row of STUDY once, as far as its key goes; the APs of one query everywhere."""
+    rows = study.read("08_compare")
+    keys = [{k: str(v) for k, v in row.items()} for row in lesson.STUDY]
+    for key in keys:
+        assert sum(key.items() <= row.items() for row in rows) == 1, key
+    assert len(rows) == len(keys)
+    scored = study.aps([row for row in rows if row["ap"]])
+    assert (np.isnan(scored) == np.isnan(scored[0])).all()
+
+
+def test_under_its_own_loss_sta_has_its_regulariser(at):
+    model = lesson.new_model(lesson.METHODS["STA"], 8, at)
+    assert model.system.head.steady > 0
+
+
+def test_the_rate_of_what_is_new_reaches_the_optimiser(at):
+    model = lesson.new_model(lesson.METHODS["LSTM"], 8, at)
+    for rate in (3e-3, 3e-4):
+        groups = lesson.recipe(at, rate).optimiser(model).param_groups
+        assert [group["lr"] for group in groups] == [1e-4, rate]

@@ -62,14 +62,14 @@ def scale(name: str | None = None) -> Scale:
 
     ValueError for an unknown name.
     """
-    name = name or os.environ.get("VREID_SCALE") or ("gpu" if torch.cuda.is_available() else "mini")
-    if name not in SCALES:
-        raise ValueError(f"VREID_SCALE={name!r}: choose one of {', '.join(SCALES)}")
-    if name in ("gpu", "paper") and not torch.cuda.is_available():
-        warnings.warn(
-            f"scale {name} without a GPU takes hours to weeks, mini minutes", stacklevel=2
-        )
-    return SCALES[name]
+    default = "gpu" if torch.cuda.is_available() else "mini"
+    found = name or os.environ.get("VREID_SCALE") or default
+    if found not in SCALES:
+        raise ValueError(f"VREID_SCALE={found!r}: choose one of {', '.join(SCALES)}")
+    if not name and found in ("gpu", "paper") and default == "mini":
+        slow = f"scale {found} without a GPU takes hours to weeks, mini minutes"
+        warnings.warn(slow, stacklevel=2)
+    return SCALES[found]
 
 
 def course_data(at: Scale) -> Mars:

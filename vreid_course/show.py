@@ -75,7 +75,9 @@ def picture(image: np.ndarray, title: str = "") -> None:
     if title:
         print(title)
     stream = BytesIO()
-    few = Image.fromarray(image).quantize(48, dither=Image.Dither.NONE)
+    whole, some = Image.fromarray(image), Image.fromarray(image[::3, ::3])
+    colours = some.quantize(48, Image.Quantize.MAXCOVERAGE, kmeans=1)  # a small red bag stays red
+    few = whole.quantize(palette=colours, dither=Image.Dither.NONE)
     few.save(stream, "PNG", optimize=True)
     display(IPythonImage(stream.getvalue()))
 
@@ -88,11 +90,11 @@ def png(image: np.ndarray) -> bytes:
 
 
 def explore(
-    draw: Callable[[int], np.ndarray], count: int, name: str, play: bool = False
+    draw: Callable[[int], np.ndarray], count: int, name: str, play: bool = False, start: int = 0
 ) -> ipywidgets.VBox:
     """Return a slider 0..count-1 over the pictures draw(i); `play` adds a button that runs it."""
-    slider = ipywidgets.IntSlider(0, 0, count - 1, description=name)
-    first = draw(0)
+    slider = ipywidgets.IntSlider(start, 0, count - 1, description=name)
+    first = draw(start)
     size = ipywidgets.Layout(width=f"{first.shape[1]}px", align_self="flex-start")
     image = ipywidgets.Image(value=png(first), format="png", layout=size)
     slider.observe(lambda change: setattr(image, "value", png(draw(change["new"]))), "value")

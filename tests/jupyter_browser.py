@@ -32,6 +32,9 @@ PICTURES = """cell => Array.from(cell.querySelectorAll("img, canvas")).map(pictu
     return copy.toDataURL();
 })"""
 
+CONTROLS = ".jp-OutputArea .noUi-handle, .jp-OutputArea .widget-dropdown select"
+LABEL = "control => control.closest('.jupyter-widgets').querySelector('label')?.textContent"
+
 
 @dataclass
 class Visit:
@@ -40,7 +43,7 @@ class Visit:
     notebook: nbformat.NotebookNode | None = None  # with its outputs
     cell_errors: list[str] = field(default_factory=list)
     console_errors: list[str] = field(default_factory=list)
-    pictures: list[list[str]] = field(default_factory=list)  # beside the slider: before and after
+    moved: dict[str, bool] = field(default_factory=dict)  # by control: did a picture change?
 
 
 @contextmanager
@@ -89,9 +92,9 @@ def chromium() -> str:
 
 
 def visit(notebook: Path, screenshots: Path, seconds: float, patience: float = 20) -> Visit:
-    """Open, run all cells, move the first slider, and save pictures of the page on the way.
+    """Open, run all cells, move every slider and list, and save pictures of the page on the way.
 
-    The cells have `seconds`, the picture beside the slider has `patience` seconds to change.
+    The cells have `seconds`, the picture beside a control has `patience` seconds to change.
     """
     seen, program = Visit(), chromium()
     with jupyter_lab(notebook.parent) as address, sync_playwright() as playwright:
@@ -106,7 +109,7 @@ def visit(notebook: Path, screenshots: Path, seconds: float, patience: float = 2
         seen.notebook = nbformat.reads(page.evaluate(NOTEBOOK), as_version=4)
         seen.cell_errors = [f"{e.ename}: {e.evalue}" for e in errors(seen.notebook)]
         page.screenshot(path=screenshots / f"{notebook.stem}_run.png")
-        seen.pictures = _move_slider(page, patience)
+        seen.moved = _move_controls(page, patience)
         page.screenshot(path=screenshots / f"{notebook.stem}_moved.png")
         browser.close()
     return seen
@@ -118,16 +121,27 @@ def errors(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [o for o in outputs if o.output_type == "error"]
 
 
-def _move_slider(page: Page, patience: float) -> list[list[str]]:
-    """Press the right arrow on the first slider; the pictures of its cell before and after."""
-    slider = page.locator(".noUi-handle").first
-    cell = page.locator(".jp-Cell", has=page.locator(".noUi-handle")).first
-    cell.scroll_into_view_if_needed()
-    cell.locator("img, canvas").first.wait_for(timeout=30_000)
-    before = cell.evaluate(PICTURES)
-    slider.press("ArrowRight")
-    deadline = time.monotonic() + patience
-    while cell.evaluate(PICTURES) == before and time.monotonic() < deadline:
-        page.wait_for_timeout(200)
+def _move_controls(page: Page, patience: float) -> dict[str, bool]:
+    """Move every slider and list, up to six steps each; says which changed a picture beside it."""
+    page.locator(CONTROLS).first.wait_for(timeout=30_000)
+    moved = {}
+    for n in range(page.locator(CONTROLS).count()):
+        control = page.locator(CONTROLS).nth(n)
+        cell = control.locator("xpath=ancestor::*[contains(@class, 'jp-CodeCell')][1]")
+        cell.scroll_into_view_if_needed()
+        cell.locator("img, canvas").first.wait_for(timeout=30_000)
+        before, changed = cell.evaluate(PICTURES), False
+        for step in range(1, 7):
+            if control.evaluate("control => control.tagName") == "SELECT":
+                control.select_option(index=step)
+            else:
+                control.press("ArrowRight")
+            deadline = time.monotonic() + patience / 6
+            while not changed and time.monotonic() < deadline:
+                page.wait_for_timeout(100)
+                changed = cell.evaluate(PICTURES) != before
+            if changed:
+                break
+        moved[f"{n}: {control.evaluate(LABEL)}"] = changed
     page.wait_for_timeout(500)  # a picture may be blank for a moment while it changes
-    return [before, cell.evaluate(PICTURES)]
+    return moved

@@ -82,6 +82,13 @@ def picture(image: np.ndarray, title: str = "") -> None:
     display(IPythonImage(stream.getvalue()))
 
 
+def captioned(image: np.ndarray, words: str) -> np.ndarray:
+    """A picture (H, W, 3) uint8 with a line of text below."""
+    line = Image.new("RGB", (image.shape[1], 16), "white")
+    ImageDraw.Draw(line).text((4, 2), words, fill="black")
+    return stack([image, np.asarray(line)])
+
+
 def png(image: np.ndarray) -> bytes:
     """Encode a picture (H, W, 3) uint8 for an ipywidgets.Image."""
     stream = BytesIO()

@@ -68,6 +68,7 @@ def score(mars: Mars, features: np.ndarray) -> np.ndarray:
     return evaluate(*part, merge_queries=True).ap
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes(tmp_path):
     one = draw(TINY, tmp_path / "one", workers=1)
     two = draw(TINY, tmp_path / "two", workers=2)
@@ -263,12 +264,14 @@ def test_long_tracklets_on_request():
     assert all(2 <= n <= 6 or 200 <= n <= 900 for n in lengths) and max(lengths) >= 200
 
 
+@pytest.mark.slow
 def test_height_256(tmp_path):
     mars = mini_mars(MiniMars(0, 1, height=256, frames=(2, 3), hard=0.0), tmp_path)
     assert mars.test.frames(0).shape[1:] == (256, 128, 3)
     assert Truth(mars.test).parts(0).shape[1:] == (256, 128)
 
 
+@pytest.mark.slow
 def test_what_was_stopped_is_finished_later(tmp_path, monkeypatch):
     whole = files(draw(TINY, tmp_path / "whole", workers=1))
     out = tmp_path / "stopped"
@@ -358,6 +361,7 @@ def test_impossible_settings(settings, message):
         MiniMars(**settings)
 
 
+@pytest.mark.slow
 def test_a_part_that_was_cut_off_is_drawn_again(tmp_path, monkeypatch):
     whole = files(draw(TINY, tmp_path / "whole", workers=1))
     with monkeypatch.context() as patch:

@@ -253,6 +253,7 @@ def test_what_the_lesson_says_of_the_study():
     assert np.nanmean(shuffled[twins]) < np.nanmean(rhythm[twins])
 
 
+@pytest.mark.slow
 def test_a_row_can_be_measured_on_a_set_without_truth(tmp_path, monkeypatch):
     draw(MiniMars(8, 8, seed=5, frames=(2, 6)), tmp_path / "set", 1)
     for path in (tmp_path / "set").glob("truth_*"):

@@ -149,6 +149,7 @@ def test_resume_is_the_uninterrupted_run_bit_for_bit(split, whole, tmp_path, sto
     assert same(again, whole[0]) and history == whole[1]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(split, whole, tmp_path):
     """A process that is killed in the middle of a step, by the system."""
     script = textwrap.dedent(f"""

@@ -11,10 +11,9 @@ import pytest
 from jupyter_browser import Visit, visit
 from wrong_answers import WRONG_ANSWERS
 
-from vreid_course import classroom
+from vreid_course import classroom, lessons
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-LESSONS = sorted(path.stem for path in NOTEBOOKS.glob("[0-9]*.ipynb"))
+LESSONS = lessons.names()
 
 
 @dataclass
@@ -30,7 +29,7 @@ def in_browser(folder: Path, lesson: str) -> Visit:
     """Run a copy of a lesson in JupyterLab; VREID_SCREENSHOTS names a place for the pictures."""
     place = folder / lesson / "notebooks"
     place.mkdir(parents=True)
-    shutil.copy(NOTEBOOKS / f"{lesson}.ipynb", place)
+    shutil.copy(lessons.notebook(lesson), place)
     screenshots = Path(os.environ.get("VREID_SCREENSHOTS", folder / lesson))
     screenshots.mkdir(parents=True, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:

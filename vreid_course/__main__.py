@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from vreid_course import backbone, classroom, lessons, study
-from vreid_course.data.mini_mars import cache_folder, cache_path
+from vreid_course.data.mars import writable
+from vreid_course.data.mini_mars import cache_path
 from vreid_course.nets import one_line
 from vreid_course.scales import course_data, scale
 from vreid_course.training import TrainingError, load_checkpoint
@@ -100,7 +101,7 @@ def _train(options: argparse.Namespace) -> None:
     recipe = lesson.recipe(at)
     if options.steps:
         recipe = replace(recipe, steps=options.steps)
-    folder = cache_folder(_run_folder(options), "name another with --folder or VREID_CACHE")
+    folder = writable(_run_folder(options), "name another with --folder or VREID_CACHE")
     if (folder / "last.pt").exists():
         print(f"going on from {folder / 'last.pt'}; to start again, delete it")
     study.fit(model, lesson.loss, recipe, split, at, options.seed, folder, options.workers)

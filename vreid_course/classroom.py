@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 
 from vreid_course import lessons
-from vreid_course.data.mini_mars import cache_folder
+from vreid_course.data.mars import writable
 
 
 def release(folder: Path, names: list[str] | None = None) -> list[Path]:
@@ -80,7 +80,7 @@ def _grader(folder: Path):
         from traitlets.config import Config
     except ImportError:
         raise ValueError("nbgrader is missing: pip install -r requirements.txt") from None
-    cache_folder(folder, "name another folder, or free some space")
+    writable(folder, "name another folder, or free some space")
     own = str(Path(sys.executable).parent)  # nbgrader calls `alembic` by name
     if own not in os.environ["PATH"].split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join((own, os.environ["PATH"]))

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vreid_course.data.mars import Mars, MarsError, Split
-from vreid_course.data.mini_mars import MiniMars, cache_folder, mini_mars
+from vreid_course.data.mars import Mars, MarsError, Split, writable
+from vreid_course.data.mini_mars import MiniMars, mini_mars
 from vreid_course.loader import ClipBatches, FrameStore, augment
 from vreid_course.metrics import Result, evaluate
 from vreid_course.nets import resnet
@@ -119,7 +119,7 @@ def run(name: str, rows: Iterable[dict], measure: Callable[[dict], dict], folder
         key = {column: str(value) for column, value in row.items()}
         if any(key.items() <= old.items() for old in _done(path)):
             continue
-        cache_folder(folder, "copy the course to a folder of your own")  # before hours are spent
+        writable(folder, "copy the course to a folder of your own")  # before hours are spent
         start = time.perf_counter()
         new = key | {k: str(v) for k, v in measure(row).items()}
         new |= {"seconds": f"{time.perf_counter() - start:.1f}", **_circumstances()}

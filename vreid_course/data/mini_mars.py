@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from tempfile import TemporaryFile
 from threading import Thread
 from zipfile import is_zipfile
 
@@ -23,7 +22,16 @@ from tqdm.auto import tqdm
 
 from .attributes import ATTRIBUTES, Attributes, write_attributes
 from .figures import Person, draw_person, population, stream
-from .mars import Mars, MarsError, folder_name, frame_names, query_rows, read_mars, write_info
+from .mars import (
+    Mars,
+    MarsError,
+    folder_name,
+    frame_names,
+    query_rows,
+    read_mars,
+    writable,
+    write_info,
+)
 from .tracklets import DIALS, Drawer, Track
 from .truth import pack, write_archive
 
@@ -146,22 +154,9 @@ def cache_path(root: Path | None = None) -> Path:
     return Path(root or os.environ.get("VREID_CACHE", "") or DATA).expanduser()
 
 
-def cache_folder(
-    root: Path | None = None, cure: str = "name another folder with --out or VREID_CACHE"
-) -> Path:
-    """The folder for everything that is drawn or computed once; made where missing.
-
-    MarsError, with the cure, where nothing can be written there.
-    """
-    folder = cache_path(root)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder) as file:
-            file.write(bytes(2**20))  # a full disk still makes empty files
-    except OSError as error:
-        fault = f"{folder}: cannot write there ({error.strerror or error})"
-        raise MarsError(f"{fault}: {cure}") from None
-    return folder
+def cache_folder(root: Path | None = None) -> Path:
+    """The folder for everything that is drawn or computed once; made where missing."""
+    return writable(cache_path(root), "name another folder with --out or VREID_CACHE")
 
 
 def draw(config: MiniMars, out: Path, workers: int | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""Opens a notebook in a real JupyterLab in headless Chromium, runs it and moves a widget."""
+"""Opens notebooks in a real JupyterLab in headless Chromium, runs them and moves their widgets."""
 
 import os
 import shutil
@@ -23,6 +23,7 @@ RUN_ALL = """() => {
 }"""
 IDLE = """() => window.cellsRun &&
     jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === "idle" """
+SHUTDOWN = "() => jupyterapp.shell.currentWidget.sessionContext.shutdown()"
 NOTEBOOK = "() => JSON.stringify(jupyterapp.shell.currentWidget.content.model.toJSON())"
 PICTURES = """cell => Array.from(cell.querySelectorAll("img, canvas")).map(picture => {
     const copy = document.createElement("canvas");
@@ -48,7 +49,7 @@ class Visit:
 
 @contextmanager
 def jupyter_lab(folder: Path) -> Iterator[str]:
-    """Run JupyterLab on the notebooks of `folder`, with settings of its own; gives its address."""
+    """Run JupyterLab on the notebooks in `folder`, at the scale smoke; gives its address."""
     settings = folder / ".jupyter" / "lab" / "user-settings" / "@jupyterlab"
     for name, text in (  # draw all cells, also those out of sight; ask no question about news
         ("notebook-extension/tracker", '{"windowingMode": "none"}'),
@@ -63,6 +64,7 @@ def jupyter_lab(folder: Path) -> Iterator[str]:
     command += ["--expose-app-in-browser", "--IdentityProvider.token=", f"--ServerApp.port={port}"]
     command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={folder}"]
     own = {f"JUPYTER_{name}_DIR": str(folder / ".jupyter") for name in ("CONFIG", "RUNTIME")}
+    own["VREID_SCALE"] = "smoke"
     with (folder / "jupyter.log").open("w") as log:
         server = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log)
     try:
@@ -91,18 +93,24 @@ def chromium() -> str:
     return path
 
 
-def visit(notebook: Path, screenshots: Path, seconds: float, patience: float = 20) -> Visit:
+def visit(
+    address: str, notebook: Path, screenshots: Path, seconds: float = 400, patience: float = 20
+) -> Visit:
     """Open, run all cells, move every slider and list, and save pictures of the page on the way.
 
-    The cells have `seconds`, the picture beside a control has `patience` seconds to change.
+    `address` is that of `jupyter_lab` on the notebook's folder, where Chromium keeps its profile:
+    JupyterLab's own files are read once. The cells have `seconds`, the picture beside a control
+    has `patience` seconds to change.
     """
-    seen, program = Visit(), chromium()
-    with jupyter_lab(notebook.parent) as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    seen, size = Visit(), {"width": 1400, "height": 1000}
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch_persistent_context(
+            notebook.parent / ".chromium", executable_path=chromium(), args=FLAGS, viewport=size
+        )
+        page = browser.new_page()
         page.on("pageerror", lambda error: seen.console_errors.append(str(error)))
         page.on("console", lambda m: m.type == "error" and seen.console_errors.append(m.text))
-        page.goto(f"{address}/tree/{notebook.name}")
+        page.goto(f"{address}/tree/{notebook.name}?reset")  # without the tabs of the last visit
         page.wait_for_function(NOTEBOOK_OPENED, timeout=60_000)
         page.evaluate(RUN_ALL)
         page.wait_for_function(IDLE, timeout=1000 * seconds)
@@ -111,6 +119,7 @@ def visit(notebook: Path, screenshots: Path, seconds: float, patience: float = 2
         page.screenshot(path=screenshots / f"{notebook.stem}_run.png")
         seen.moved = _move_controls(page, patience)
         page.screenshot(path=screenshots / f"{notebook.stem}_moved.png")
+        page.evaluate(SHUTDOWN)
         browser.close()
     return seen
 

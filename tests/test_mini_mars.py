@@ -10,9 +10,11 @@ import time
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from scipy.io import loadmat
 
 from vreid_course.data import mini_mars as module
@@ -299,6 +301,7 @@ def _begun(folder: Path, **options) -> subprocess.Popen:
     script = folder / "script.py"
     script.write_text(f"""
 from pathlib import Path
+from threading import Thread
 from vreid_course.data.mini_mars import MiniMars, draw
 if __name__ == "__main__":
     draw(MiniMars(12, 6, frames=(8, 10), hard=0.0), Path({str(folder / "set")!r}), workers=1)
@@ -344,6 +347,18 @@ def test_two_at_once_draw_once(tmp_path):
     first, second = results.get(timeout=120), results.get(timeout=120)
     [job.join() for job in jobs]
     assert first == second and len(first) > 10
+
+
+@pytest.mark.slow
+def test_who_waits_for_another_drawing_says_so(tmp_path, capfd):
+    with FileLock(tmp_path / "set.lock"):
+        job = Thread(target=draw, args=(TINY, tmp_path / "set", 1))
+        job.start()
+        job.join(3)
+        assert job.is_alive() and not (tmp_path / "set").exists()
+    job.join(60)
+    assert f"{tmp_path / 'set'}: another process is drawing it: waiting" in capfd.readouterr().out
+    assert (tmp_path / "set").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Studies: rows are kept, a second run goes on, and what is read back is what was measured."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -108,3 +110,20 @@ def test_runs_on_other_data_have_a_folder_of_their_own(tmp_path, monkeypatch):
         monkeypatch.setenv("VREID_DATA", data)
         found.add(__main__._run_folder(options))
     assert len(found) == 3
+
+
+def test_a_study_at_another_scale_or_on_other_data_leaves_the_committed_table_alone(
+    tmp_path, monkeypatch
+):
+    """Its rows would pass for measured, and the lesson would mix them with its own."""
+    monkeypatch.setenv("VREID_CACHE", str(tmp_path))
+    lesson = SimpleNamespace(STUDY=ROWS[:1], measure=lambda row: {"mAP": "1"})
+    monkeypatch.setattr(__main__.lessons, "load", lambda name: lesson)
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "committed")
+    places = {("mini", ""): "committed", ("smoke", ""): "runs/study_smoke"}
+    places["mini", "/x/MARS"] = "runs/study_mini_MARS"
+    for (scale, data), place in places.items():
+        monkeypatch.setenv("VREID_SCALE", scale)
+        monkeypatch.setenv("VREID_DATA", data)
+        assert __main__.main(["study", "90_toy"]) == 0
+        assert [p.name for p in (tmp_path / place).iterdir()] == ["90_toy.csv"]

@@ -18,7 +18,7 @@ from vreid_course.training import TrainingError, load_checkpoint
 EPILOG = """examples
   python -m vreid_course train 01_baseline            train on mini-MARS (or on VREID_DATA)
   python -m vreid_course evaluate 01_baseline         test what was trained
-  python -m vreid_course study 01_baseline            the lesson's committed table, row by row
+  python -m vreid_course study 01_baseline            the lesson's table, row by row
   python -m vreid_course bench 01_baseline            parameters, operations, milliseconds
   python -m vreid_course release class                assignments for students, without solutions
   python -m vreid_course grade class                  grade class/submitted/STUDENT/LESSON/*.ipynb
@@ -26,8 +26,11 @@ EPILOG = """examples
   VREID_DATA=/data/MARS VREID_SCALE=paper torchrun --nproc_per_node 4 -m vreid_course train 02_cosam
                                                       full MARS on four GPUs
 
-VREID_SCALE (smoke, mini, gpu, paper) chooses sizes; VREID_DATA names a set in MARS layout.
+VREID_SCALE (smoke, mini, gpu, paper) chooses sizes; VREID_DATA names a set in MARS layout. What is
+measured at scale mini on mini-MARS goes into the tables of data/results, all else into data/runs.
 Everything can be stopped and goes on where it stopped when called again."""
+
+CURE = "name another with VREID_CACHE, or with --folder where there is one"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -88,10 +91,15 @@ def _class_commands(commands: argparse._SubParsersAction) -> None:
             command.add_argument("--lessons", nargs="+", help="such as 01_baseline; default: all")
 
 
+def _place(name: str) -> Path:
+    """A folder for results, another one for each scale and each set."""
+    data = os.environ.get("VREID_DATA")
+    where = scale().name + (f"_{Path(data).resolve().name}" if data else "")
+    return cache_path() / "runs" / f"{name}_{where}"
+
+
 def _run_folder(options: argparse.Namespace) -> Path:
-    name, data = f"{options.lesson}_{scale().name}_{options.seed}", os.environ.get("VREID_DATA")
-    name += f"_{Path(data).resolve().name}" if data else ""
-    return options.folder or cache_path() / "runs" / name
+    return options.folder or _place(f"{options.lesson}_{options.seed}")
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -101,7 +109,7 @@ def _train(options: argparse.Namespace) -> None:
     recipe = lesson.recipe(at)
     if options.steps:
         recipe = replace(recipe, steps=options.steps)
-    folder = writable(_run_folder(options), "name another with --folder or VREID_CACHE")
+    folder = writable(_run_folder(options), CURE)
     if (folder / "last.pt").exists():
         print(f"going on from {folder / 'last.pt'}; to start again, delete it")
     study.fit(model, lesson.loss, recipe, split, at, options.seed, folder, options.workers)
@@ -127,7 +135,9 @@ def _study(options: argparse.Namespace) -> None:
     lesson = lessons.load(options.lesson)
     if not hasattr(lesson, "STUDY"):
         raise ValueError(f"{options.lesson} has no study: its notebook exports no STUDY")
-    print(study.run(options.lesson, lesson.STUDY, lesson.measure))
+    committed = scale().name == "mini" and not os.environ.get("VREID_DATA")
+    place = study.RESULTS if committed else writable(_place("study"), CURE)
+    print(study.run(options.lesson, lesson.STUDY, lesson.measure, place))
 
 
 def _make(options: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from threading import Thread
 from zipfile import is_zipfile
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from .attributes import ATTRIBUTES, Attributes, write_attributes
@@ -170,7 +170,13 @@ def draw(config: MiniMars, out: Path, workers: int | None = None) -> Path:
     try:
         if not out.exists():
             cache_folder(out.parent)
-            with FileLock(out.with_name(out.name + ".lock")):
+            lock = FileLock(out.with_name(out.name + ".lock"))
+            try:
+                held = lock.acquire(timeout=1)
+            except Timeout:
+                print(f"{out}: another process is drawing it: waiting", flush=True)
+                held = lock.acquire()
+            with held:
                 if not out.exists():
                     _draw_frames(config, partial, workers or min(os.cpu_count() or 1, 8))
                     _finish(config, partial)
@@ -208,10 +214,9 @@ def _draw_frames(config: MiniMars, partial: Path, workers: int) -> None:
     total = sum(track.length for tracks in tasks.values() for track in tracks)
     todo = {part: tracks for part, tracks in tasks.items() if not is_zipfile(part)}
     left = sum(track.length for tracks in todo.values() for track in tracks)
-    dials = {**DIALS, **config.dials}
     bar = tqdm(total=total, initial=total - left, unit="frame", desc="drawing mini-MARS",
                disable=left == 0, file=sys.stdout)  # fmt: skip
-    start = (config.seed, config.height, dials)
+    start = (config.seed, config.height, DIALS | config.dials)
     with bar, ProcessPoolExecutor(workers, get_context("spawn"), _start, start) as pool:
         jobs = {pool.submit(_draw_person, partial, part, ts): ts for part, ts in todo.items()}
         try:

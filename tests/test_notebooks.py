@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from clean_notebook import WIDGET, clean
 from nbclient import NotebookClient
+from notebook_names import rebound
 from notebook_rules import LARGEST, problems
 
 from vreid_course.data.mini_mars import MiniMars, draw
@@ -23,6 +24,35 @@ LESSONS = [path for path in NOTEBOOKS if not path.name.startswith("_")]
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_hygiene(path):
     assert not problems(path), "\n".join(problems(path))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_cells_can_run_again_in_any_order(path):
+    """What one cell takes from another is bound in one cell only."""
+    cells = nbformat.read(path, as_version=4).cells
+    found = rebound([cell.source for cell in cells if cell.cell_type == "code"])
+    assert found == {}, "names that several cells bind, with the numbers of those"
+
+
+@pytest.mark.parametrize(
+    ("cells", "found"),
+    [
+        (["x = 1", "print(x)", "x = 2"], {"x": [0, 2]}),
+        (["x = 1", "x = x + 1"], {"x": [0, 1]}),
+        (["x = 1", "x += 1"], {"x": [0, 1]}),
+        (["for x in range(3):\n    y = x", "print(y)", "x, y = 1, 2"], {"y": [0, 2]}),
+        (["x = 1\ndef f():\n    return x", "x = 2"], {"x": [0, 1]}),
+        (["def f():\n    return x", "x = 1", "from y import x"], {"x": [1, 2]}),
+        (["x = 1", "class A:\n    def f(self):\n        return x", "x = 2"], {"x": [0, 2]}),
+        (["x = 1", "print([x for y in range(3) if (lambda z: x)(y)])", "x = 2"], {"x": [0, 2]}),
+        (["x = 1", "f(x=3, y={'x': [x for x in range(3)]})", "x = 2"], {}),
+        (["x = 1\nprint(x)", "x = 2\nprint(x)", "f = lambda x: x\n"], {}),
+        (["x = 1", "def f(x, y=x):\n    z = x\n    return z", "z = 2", "z = 3"], {}),
+        (["x = 1", "print(x)", "if other_data:\n    x = 2\n    print(x)"], {}),
+    ],
+)
+def test_names_that_cells_share_are_seen(cells, found):
+    assert rebound(cells) == found
 
 
 def clean_notebook():

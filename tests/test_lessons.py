@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import multiprocessing
+import re
 import subprocess
 import sys
 import time
@@ -177,3 +178,17 @@ def test_every_lesson_loads_quickly_and_quietly(monkeypatch, capsys):
         for value in vars(module).values():
             if getattr(value, "__module__", None) == module.__name__:
                 assert inspect.getsource(value)
+
+
+@pytest.mark.parametrize("name", lessons.names())
+def test_the_syllabus_says_what_the_lesson_says(name):
+    """Minutes of reading and of exercises, and points, in the teachers' table."""
+    cells = nbformat.read(lessons.notebook(name), as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    reading = re.search(r"Time to read\W+(\d+) minutes", text)[1]
+    exercises = sum(map(int, re.findall(r"\*\*Exercise \d+\*\* \((\d+) minutes", text)))
+    points = sum(cell.metadata.get("nbgrader", {}).get("points", 0) for cell in cells)
+    syllabus = (lessons.notebook(name).parent / "README.md").read_text("utf-8")
+    (row,) = [line.split("|") for line in syllabus.splitlines() if f"]({name}.ipynb)" in line]
+    found = [row[column].strip() for column in (3, 4, 5)]
+    assert found == [f"{reading} min", f"{exercises} min", str(points)]

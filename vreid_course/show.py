@@ -85,7 +85,7 @@ def picture(image: np.ndarray, title: str = "") -> None:
 def captioned(image: np.ndarray, words: str) -> np.ndarray:
     """A picture (H, W, 3) uint8 with a line of text below."""
     line = Image.new("RGB", (image.shape[1], 16), "white")
-    ImageDraw.Draw(line).text((4, 2), words, fill="black")
+    ImageDraw.Draw(line).text((4, 1), words, fill="black", font_size=12)
     return stack([image, np.asarray(line)])
 
 

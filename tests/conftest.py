@@ -23,14 +23,21 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def visited(tmp_path_factory):
-    """visited(lesson): what `jupyter_browser.visit` saw of it."""
+def lab(tmp_path_factory):
+    """A folder, and the address of the JupyterLab that shows it."""
     from jupyter_browser import jupyter_lab  # benchmarks need no browser
-    from smoke_runs import in_browser
 
     folder = tmp_path_factory.mktemp("browser")
     with jupyter_lab(folder) as address:
-        yield cache(partial(in_browser, folder, address))
+        yield folder, address
+
+
+@pytest.fixture(scope="session")
+def visited(lab):
+    """visited(lesson): what `jupyter_browser.visit` saw of it."""
+    from smoke_runs import in_browser
+
+    return cache(partial(in_browser, *lab))
 
 
 @pytest.fixture(scope="session")

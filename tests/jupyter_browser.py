@@ -152,5 +152,5 @@ def _move_controls(page: Page, patience: float) -> dict[str, bool]:
             if changed:
                 break
         moved[f"{n}: {control.evaluate(LABEL)}"] = changed
-    page.wait_for_timeout(500)  # a picture may be blank for a moment while it changes
+    page.wait_for_timeout(200)  # a picture may be blank for a moment while it changes
     return moved

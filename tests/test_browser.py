@@ -2,7 +2,7 @@
 
 import nbformat
 import pytest
-from jupyter_browser import jupyter_lab, visit
+from jupyter_browser import visit
 from smoke_runs import LESSONS
 
 PLANTED = """import io
@@ -29,13 +29,13 @@ def test_lesson_in_the_browser(lesson, visited):
 
 
 @pytest.mark.slow
-def test_the_visitor_sees_what_is_wrong(tmp_path):
+def test_the_visitor_sees_what_is_wrong(lab, tmp_path):
     """A failing cell and a slider that does nothing are both reported."""
     cells = [PLANTED, "1 / 0"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
-    nbformat.write(notebook, tmp_path / "planted.ipynb")
-    with jupyter_lab(tmp_path) as address:
-        seen = visit(address, tmp_path / "planted.ipynb", tmp_path, seconds=60, patience=3)
+    folder, address = lab
+    nbformat.write(notebook, folder / "planted.ipynb")
+    seen = visit(address, folder / "planted.ipynb", tmp_path, seconds=60, patience=3)
     assert seen.cell_errors == ["ZeroDivisionError: division by zero"]
     assert seen.moved == {"0: red": False, "1: green": True}

@@ -47,8 +47,9 @@ class Cell(ast.NodeVisitor):
         self._visit([node.value, *node.targets])
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
-        self._visit([node.value, ast.Name(getattr(node.target, "id", "_"), ast.Load())])
-        self.visit(node.target)
+        if isinstance(node.target, ast.Name):
+            self.visit(ast.Name(node.target.id, ast.Load()))
+        self._visit([node.value, node.target])
 
     def visit_For(self, node: ast.For) -> None:
         self._visit([node.iter, node.target, *node.body, *node.orelse])

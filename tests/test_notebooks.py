@@ -40,6 +40,7 @@ def test_cells_can_run_again_in_any_order(path):
         (["x = 1", "print(x)", "x = 2"], {"x": [0, 2]}),
         (["x = 1", "x = x + 1"], {"x": [0, 1]}),
         (["x = 1", "x += 1"], {"x": [0, 1]}),
+        (["x, _ = 1, 2", "_, y = 1, 2", "z = [0]\nz[0] += 1"], {}),
         (["for x in range(3):\n    y = x", "print(y)", "x, y = 1, 2"], {"y": [0, 2]}),
         (["x = 1\ndef f():\n    return x", "x = 2"], {"x": [0, 1]}),
         (["def f():\n    return x", "x = 1", "from y import x"], {"x": [1, 2]}),

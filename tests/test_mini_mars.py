@@ -17,12 +17,12 @@ import pytest
 from filelock import FileLock
 from scipy.io import loadmat
 
-from vreid_course.data import mini_mars as module
 from vreid_course.data.attributes import read_attributes
-from vreid_course.data.figures import CADENCES
 from vreid_course.data.mars import Mars, MarsError, read_mars
-from vreid_course.data.mini_mars import ATTRIBUTES_CSV, MiniMars, draw, mini_mars, plan
-from vreid_course.data.truth import Truth
+from vreid_course.drawing import mini_mars as module
+from vreid_course.drawing.figures import CADENCES
+from vreid_course.drawing.mini_mars import ATTRIBUTES_CSV, MiniMars, draw, mini_mars, plan
+from vreid_course.drawing.truth import Truth
 from vreid_course.histogram import colour_histograms
 from vreid_course.metrics import evaluate
 
@@ -302,7 +302,7 @@ def _begun(folder: Path, **options) -> subprocess.Popen:
     script.write_text(f"""
 from pathlib import Path
 from threading import Thread
-from vreid_course.data.mini_mars import MiniMars, draw
+from vreid_course.drawing.mini_mars import MiniMars, draw
 if __name__ == "__main__":
     draw(MiniMars(12, 6, frames=(8, 10), hard=0.0), Path({str(folder / "set")!r}), workers=1)
 """)

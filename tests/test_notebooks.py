@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 from notebook_names import rebound
 from notebook_rules import LARGEST, problems
 
-from vreid_course.data.mini_mars import MiniMars, draw
+from vreid_course.drawing.mini_mars import MiniMars, draw
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

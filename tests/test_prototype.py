@@ -12,7 +12,7 @@ import torch
 
 from vreid_course import lessons, study
 from vreid_course.__main__ import main
-from vreid_course.data.mini_mars import MiniMars, draw
+from vreid_course.drawing.mini_mars import MiniMars, draw
 from vreid_course.metrics import bootstrap
 from vreid_course.nets import resnet
 

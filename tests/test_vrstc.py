@@ -12,7 +12,7 @@ from torch import nn
 
 from vreid_course import lessons, study
 from vreid_course.data.mars import read_mars
-from vreid_course.data.mini_mars import MiniMars, mini_mars
+from vreid_course.drawing.mini_mars import MiniMars, mini_mars
 from vreid_course.loader import FrameStore
 from vreid_course.nets import resnet
 from vreid_course.scales import scale

@@ -10,7 +10,7 @@ import torch
 
 from vreid_course import backbone, classroom, lessons, study
 from vreid_course.data.mars import writable
-from vreid_course.data.mini_mars import cache_path
+from vreid_course.drawing.mini_mars import cache_path
 from vreid_course.nets import one_line
 from vreid_course.scales import course_data, scale
 from vreid_course.training import TrainingError, load_checkpoint

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from vreid_course.data.attributes import ATTRIBUTES, read_attributes
 from vreid_course.data.mars import Split
-from vreid_course.data.mini_mars import ATTRIBUTES_CSV, MiniMars, cache_folder, mini_mars
-from vreid_course.data.truth import Truth
+from vreid_course.drawing.mini_mars import ATTRIBUTES_CSV, MiniMars, cache_folder, mini_mars
+from vreid_course.drawing.truth import Truth
 from vreid_course.losses import accuracy, batch_hard_triplet, smoothed_cross_entropy
 from vreid_course.nets import resnet, save_weights
 from vreid_course.training import cosine, train

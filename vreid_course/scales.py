@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from vreid_course.data.mars import Mars, MarsError, read_mars
-from vreid_course.data.mini_mars import MiniMars, mini_mars
+from vreid_course.drawing.mini_mars import MiniMars, mini_mars
 
 
 @dataclass(frozen=True)

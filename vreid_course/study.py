@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vreid_course.data.mars import Mars, MarsError, Split, writable
-from vreid_course.data.mini_mars import MiniMars, mini_mars
+from vreid_course.drawing.mini_mars import MiniMars, mini_mars
 from vreid_course.loader import ClipBatches, FrameStore, augment
 from vreid_course.metrics import Result, evaluate
 from vreid_course.nets import resnet

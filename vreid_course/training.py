@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from vreid_course.data.mini_mars import cache_folder, cache_path
+from vreid_course.drawing.mini_mars import cache_folder, cache_path
 from vreid_course.loader import FrameStore, augment, normalise
 from vreid_course.nets import Trunk, frame_features, one_line
 from vreid_course.sampling import Rng, clips

@@ -5,10 +5,11 @@ import shlex
 import sys
 from pathlib import Path
 
+from vreid_course.drawing.mini_mars import MiniMars, draw
+from vreid_course.drawing.tracklets import DIALS
+
 from . import tools
 from .mars import MarsError
-from .mini_mars import MiniMars, draw
-from .tracklets import DIALS
 
 EXAMPLES = """examples:
   python -m vreid_course.data draw --out data/thousand --train-ids 1000 --seed 1

@@ -20,9 +20,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from .attributes import ATTRIBUTES, Attributes, write_attributes
-from .figures import Person, draw_person, population, stream
-from .mars import (
+from vreid_course.data.attributes import ATTRIBUTES, Attributes, write_attributes
+from vreid_course.data.mars import (
     Mars,
     MarsError,
     folder_name,
@@ -32,6 +31,8 @@ from .mars import (
     writable,
     write_info,
 )
+
+from .figures import Person, draw_person, population, stream
 from .tracklets import DIALS, Drawer, Track
 from .truth import pack, write_archive
 

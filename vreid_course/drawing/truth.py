@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .mars import MarsError, Split
+from vreid_course.data.mars import MarsError, Split
+
 from .render import PARTS
 from .tracklets import Drawn
 

@@ -38,7 +38,7 @@ def footing(at: Scale) -> Scale:
 class Ground:
     """train: people to train on; validation: others, to choose rates on; test: others again.
 
-    The three are seen by the same cameras; hard groups are not divided.
+    The three are seen by the same cameras. Validation people are the last 50 of the train part.
     """
 
     train: Split

@@ -123,7 +123,8 @@ def write() -> Path:
         writer.writeheader()
         writer.writerows(rows)
     for row in [row for row in rows if row["ours"]]:
-        named = f"{row['id']:4}{row['what']:30} - {row['with']:30} {float(row['difference']):+5.1f}"
-        print(f"{named} {row['ours']:>6} ({row['low']} to {row['high']}): {row['verdict']}")
+        sides = f"{row['id']:4}{row['what is compared']:30} - {row['with']:30}"
+        found = f"{row['ours']:>6} ({row['low']} to {row['high']}): {row['verdict']}"
+        print(sides, f"{float(row['difference']):+5.1f}", found)
     print(score(rows))
     return path

@@ -23,7 +23,7 @@ from vreid_course.losses import accuracy
 from vreid_course.metrics import Result
 from vreid_course.nets import AttentionPool, Baseline, Trunk
 from vreid_course.non_local import clip_maps, non_local_blocks
-from vreid_course.sampling import IdentityBatches, consecutive
+from vreid_course.sampling import IdentityBatches, spread
 from vreid_course.scales import Scale, scale
 from vreid_course.studies import ground
 from vreid_course.training import extract, in_bfloat16
@@ -150,7 +150,7 @@ def trained(
     if name == "one picture":  # as many pictures a batch
         recipe = replace(
             recipe,
-            train_sampler=partial(consecutive, frames=1),
+            train_sampler=partial(spread, frames=1),
             batches=lambda split, seed: IdentityBatches(split.pids, at.P, at.K * at.T, seed),
         )
     study.fit(model, in_bfloat16(loss_of(method, column)), recipe, store, at, seed)

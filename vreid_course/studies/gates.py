@@ -23,7 +23,7 @@ from vreid_course.metrics import bootstrap, distances, evaluate, evaluate_distan
 from vreid_course.nets import Baseline
 from vreid_course.sampling import clips
 from vreid_course.scales import Scale, scale
-from vreid_course.studies import ground
+from vreid_course.studies import compare, ground
 from vreid_course.training import in_bfloat16
 
 GREY = np.uint8(116)  # about the mean of ImageNet: nothing after normalisation
@@ -84,7 +84,8 @@ def network(kind: str, seed: int, at: Scale) -> Baseline:
     if kind != "untrained":
         store = ground.store("train", at, CutOut if kind == "cut out" else FrameStore)
         folder = cache_folder() / "runs" / f"gates_{kind.replace(' ', '_')}_{seed}_{at.steps}"
-        recipe = ground.recipe(at, old=lambda model: model.trunk.parameters())
+        rate = compare.METHODS["mean"].rate
+        recipe = ground.recipe(at, rate, compare.known_parameters)
         with FileLock(folder.with_suffix(".lock")):  # another process may train the same one
             study.fit(model, in_bfloat16(lesson.loss), recipe, store, at, seed, folder)
     return model.eval()

@@ -17,13 +17,13 @@ from vreid_course.data.mars import Mars, Split, query_rows
 from vreid_course.drawing.mini_mars import STREET, mini_mars
 from vreid_course.loader import FrameStore
 from vreid_course.nets import Trunk, resnet
-from vreid_course.sampling import IdentityBatches, Rng, consecutive
+from vreid_course.sampling import IdentityBatches, Rng, spread
 from vreid_course.scales import Scale, course_data
 from vreid_course.training import cosine, two_rates
 
 STEPS = 400  # see `budget`
 TRUNK_RATE = 3e-4
-CLIPS = 3  # of each tracklet, at test
+CLIPS = 2  # of each tracklet, at test
 
 
 def footing(at: Scale) -> Scale:
@@ -72,15 +72,18 @@ def start(at: Scale) -> Trunk:
 
 
 def parts(length: int, rng: Rng = None, frames: int = 8, part: int = 0) -> np.ndarray:
-    """For testing: the middle `frames` adjacent frames of third number `part` of a tracklet."""
-    third = -(-length // CLIPS)
-    return part * (length - third) // (CLIPS - 1) + consecutive(third, None, frames)
+    """For testing: clip `part` of CLIPS, each of `frames` spread over the whole tracklet.
+
+    Together they are CLIPS * frames spread frames, dealt out in turn. So a clip holds frames that
+    show the person well and others, as in training, and a weight has something to choose from.
+    """
+    return spread(length, None, CLIPS * frames)[part::CLIPS]
 
 
 def recipe(at: Scale, rate: float = 3e-3, old: Callable = nn.Module.parameters) -> study.Recipe:
     """One for all rows; rate: of what is new; old(model): the parameters that are not."""
     return study.Recipe(
-        train_sampler=partial(consecutive, frames=at.T),
+        train_sampler=partial(spread, frames=at.T),
         test_sampler=partial(parts, frames=at.T),
         batches=lambda split, seed: IdentityBatches(split.pids, at.P, at.K, seed),
         optimiser=lambda model: two_rates(model, old(model), TRUNK_RATE, rate),

@@ -46,7 +46,7 @@ class Recipe:
 
     train_sampler, test_sampler: see `sampling`; batches(split, seed): which tracklets make a batch;
     optimiser(model); schedule(steps): factor of the learning rate by step; transform: of a clip;
-    people: so many identities a loss has to see together, 2 if it compares them (see `fitting`).
+    people: so many identities the loss has to see together, 1 if it compares none (see `fitting`).
     """
 
     train_sampler: Callable
@@ -56,7 +56,7 @@ class Recipe:
     schedule: Callable[[int], Callable[[int], float]]
     steps: int
     transform: Callable = augment
-    people: int = 1
+    people: int = 2
 
     def fitting(self, split: Split) -> list[int]:
         """The numbers of processes that can share a batch: each gets as many clips, at least two.

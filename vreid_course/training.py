@@ -79,7 +79,7 @@ def train(
     """
     accelerator = _accelerator()
     process = (accelerator.process_index, accelerator.num_processes)
-    with _moved(model, accelerator.device):
+    with moved(model, accelerator.device):
         run = _Run(accelerator, model, loss, optimiser, folder, seed)
         start = run.resume(steps)
         with tqdm(total=steps, initial=start, unit="step", disable=process[0] > 0) as bar:
@@ -272,7 +272,7 @@ def extract(
     tracklets = Tracklets(store, sampler, transform)
     loader = DataLoader(tracklets, batch_size=None, sampler=rows, num_workers=workers)
     features, where = [], accelerator.device
-    with _moved(model, where), _testing(model):
+    with moved(model, where), _testing(model):
         for row, clips in tqdm(loader, unit="tracklet", disable=not accelerator.is_main_process):
             total = 0
             for clip in clips:
@@ -284,7 +284,7 @@ def extract(
 
 
 @contextmanager
-def _moved(model: nn.Module, where: torch.device) -> Iterator[None]:
+def moved(model: nn.Module, where: torch.device) -> Iterator[None]:
     """The model on a device, laid out for convolutions, and then where it was before."""
     home = next((p.device for p in model.parameters()), where)
     devices.channels_last(model).to(where)
@@ -360,7 +360,7 @@ def _fingerprint(model: nn.Module) -> str:
 
 def _all_frames(trunk: Trunk, store: FrameStore) -> list[np.ndarray]:
     where, found = _accelerator().device, []
-    with _moved(trunk, where), _testing(trunk):
+    with moved(trunk, where), _testing(trunk):
         for row in tqdm(range(len(store.split)), unit="tracklet"):
             rows = []
             for which in clips(int(store.split.lengths[row]), frames=64):

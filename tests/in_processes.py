@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 
-from vreid_course import devices, lessons, study
+from vreid_course import devices, lessons, study, training
 from vreid_course.data.mars import Mars
 from vreid_course.loader import FrameStore
 from vreid_course.nets import resnet
@@ -72,7 +71,7 @@ def completed(mars: Mars, out: Path) -> list[str]:
 def main(folder: Path) -> None:
     SCALES["smoke"] = AT  # what lessons ask for their sizes
     mars = pickle.loads((folder / "mars").read_bytes())
-    name = f"{devices.processes()}_{PartialState().process_index}"
+    name = f"{devices.processes()}_{training.accelerator().process_index}"
     found = {m: trained(m, mars.train) for m in METHODS}
     tables = {m: model.state_dict() for m, model in found.items()}
     weights = {m: dict(model.named_parameters()) for m, model in found.items()}

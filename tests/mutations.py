@@ -66,7 +66,7 @@ MUTATIONS = [
         ("devices.py", "including_emulation=False", "including_emulation=True", "device"),
         ("devices.py", "p.dim() in layouts", "p.dim() == 4", "device"),
         ("training.py", "        model.to(home)\n", "        pass\n", "device"),
-        ("training.py", "[accelerator.process_index :: accelerator.num_processes]",
+        ("training.py", "[here.process_index :: here.num_processes]",
          "[: len(store.split) - 1]", "training"),
         ("study.py", "range(1, P // self.people + 1)", "range(1, P + 1)", "seams"),
         ("losses.py", "terms.masked_fill(~usable, torch.nan)", "terms", "device"),

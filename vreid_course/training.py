@@ -83,10 +83,10 @@ def train(
     on a CPU the result is that of an uninterrupted run. The model comes back to where it was.
     Raises TrainingError for a loss that is not finite, a broken or foreign checkpoint, a full GPU.
     """
-    accelerator = _accelerator()
-    process = (accelerator.process_index, accelerator.num_processes)
-    with moved(model, accelerator.device):
-        run = _Run(accelerator, model, loss, optimiser, folder, seed)
+    here = accelerator()
+    process = (here.process_index, here.num_processes)
+    with moved(model, here.device):
+        run = _Run(here, model, loss, optimiser, folder, seed)
         start = run.resume(steps)
         with tqdm(total=steps, initial=start, unit="step", disable=process[0] > 0) as bar:
             for step, batch in enumerate(batches(start, steps, process), start):
@@ -272,13 +272,13 @@ def extract(
     each process gets all features. Memory holds one clip on the device (and a few tracklets as
     uint8); what the model computes is bounded by `embed`, see nets.frame_features.
     """
-    accelerator = _accelerator()
-    rows = range(len(store.split))[accelerator.process_index :: accelerator.num_processes]
+    here = accelerator()
+    rows = range(len(store.split))[here.process_index :: here.num_processes]
     tracklets = Tracklets(store, sampler, transform)
     loader = DataLoader(tracklets, batch_size=None, sampler=rows, num_workers=workers)
-    features, where = [], accelerator.device
+    features, where = [], here.device
     with moved(model, where), _testing(model):
-        for row, clips in tqdm(loader, unit="tracklet", disable=not accelerator.is_main_process):
+        for row, clips in tqdm(loader, unit="tracklet", disable=not here.is_main_process):
             total = 0
             for clip in clips:
                 with _memory_advice(clip.shape):
@@ -364,7 +364,7 @@ def _fingerprint(model: nn.Module) -> str:
 
 
 def _all_frames(trunk: Trunk, store: FrameStore) -> list[np.ndarray]:
-    where, found = _accelerator().device, []
+    where, found = accelerator().device, []
     with moved(trunk, where), _testing(trunk):
         for row in tqdm(range(len(store.split)), unit="tracklet"):
             rows = []
@@ -383,7 +383,8 @@ def _keep_freed_memory() -> None:
             mallopt(parameter, size)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
 
 
-def _accelerator() -> Accelerator:
+def accelerator() -> Accelerator:
+    """Accelerate's view of this run: its device, which of how many processes this one is."""
     on_cpu = devices.device().type == "cpu"
     if on_cpu:
         _keep_freed_memory()

@@ -21,7 +21,7 @@ COPIED = ("vreid_course", "notebooks", "tests", "pyproject.toml")
 
 
 class Mutation(NamedTuple):
-    """One fault; file: without folder a notebook or a module, tests: names in tests/."""
+    """One fault; file: without folder a notebook or a module, tests: the file that sees it."""
 
     file: str
     old: str
@@ -119,8 +119,8 @@ def count(mutation: Mutation, root: Path = ROOT) -> int:
     return where(mutation, root).read_text("utf-8").count(written(mutation, mutation.old))
 
 
-def seen(mutation: Mutation) -> bool:
-    """Plant a mutation in a copy of the course, and run the tests that should see it."""
+def fails(tests: str, mutation: Mutation | None = None) -> bool:
+    """Whether tests fail in a copy of the course, with a mutation planted in it or none."""
     with TemporaryDirectory() as folder:
         root = Path(folder)
         for name in COPIED:
@@ -128,26 +128,27 @@ def seen(mutation: Mutation) -> bool:
             copy(ROOT / name, root / name)
         (root / "data").mkdir()
         (root / "data" / "weights").symlink_to(ROOT / "data" / "weights")
-        path = where(mutation, root)
-        text = path.read_text("utf-8")
-        old, new = (written(mutation, x) for x in (mutation.old, mutation.new))
-        path.write_text(text.replace(old, new), "utf-8")
+        if mutation:
+            path = where(mutation, root)
+            text = path.read_text("utf-8")
+            old, new = (written(mutation, x) for x in (mutation.old, mutation.new))
+            path.write_text(text.replace(old, new), "utf-8")
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow"]
-        tests = [str(root / "tests" / f"test_{name}.py") for name in mutation.tests.split()]
-        options = ["-p", "no:cacheprovider", "--rootdir", folder]
+        command += ["-p", "no:cacheprovider", "--rootdir", folder, f"tests/test_{tests}.py"]
         environment = os.environ | {"PYTHONPATH": folder}
-        done = subprocess.run(
-            [*command, *options, *tests], cwd=folder, env=environment, capture_output=True
-        )
-        return done.returncode == 1  # tests failed; anything else is a fault of this file
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True)
+        return done.returncode == 1  # 0: they pass; anything else: they could not run
 
 
 def main(word: str = "") -> int:
     """Plant what has the word in it; returns how many nobody saw."""
-    chosen = [m for m in MUTATIONS if word in f"{m.file} {m.old} {m.new}"]
+    chosen = [m for m in MUTATIONS if word in f"{m.file} {m.old} {m.new} {m.tests}"]
     missed = 0
+    for tests in sorted({m.tests for m in chosen}):
+        if fails(tests):
+            raise SystemExit(f"test_{tests}.py fails without a fault: mend that first")
     for number, mutation in enumerate(chosen, 1):
-        found = seen(mutation)
+        found = fails(mutation.tests, mutation)
         missed += not found
         what = f"{mutation.file}: {mutation.old.strip()!r} -> {mutation.new.strip()!r}"
         print(f"{number} of {len(chosen)} {'seen' if found else 'SURVIVES'}  {what}", flush=True)

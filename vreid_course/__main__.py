@@ -72,9 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "study":
             command.add_argument("--jobs", type=int, help="rows at a time (default: 2, GPU: 1)")
         if name == "train":
-            command.add_argument("--steps", type=int, help="default: those of the recipe")
-            command.add_argument("--workers", type=int, default=0, help="processes that load data")
-            command.add_argument("--minutes", type=float, default=5, help="between checkpoints")
+            _training_options(command)
     _class_commands(commands)
     command = commands.add_parser("contrasts", help="the papers' differences beside ours, a score")
     command.set_defaults(run=lambda options: print(contrasts.write()))
@@ -82,6 +80,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("kind", nargs="?", default="identity", choices=("identity", "course"))
     command.set_defaults(run=lambda options: print(backbone.make(options.kind)))
     return parser
+
+
+def _training_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--steps", type=int, help="default: those of the recipe")
+    command.add_argument("--workers", type=int, default=0, help="processes that load data")
+    command.add_argument("--minutes", type=float, default=5, help="between checkpoints")
 
 
 def _class_commands(commands: argparse._SubParsersAction) -> None:

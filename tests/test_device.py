@@ -80,6 +80,36 @@ def test_on_an_accelerator_that_has_less(kind, some):
     assert on_the_pretend_accelerator(kind, "-k", some) >= 3
 
 
+REPORT = """
+import sys
+sys.path.insert(0, {tests!r})
+import pretend_accelerator
+pretend_accelerator.register()
+import gpu_report
+gpu_report.PIECES, gpu_report.STEPS, gpu_report.WARM = ["00_tour", "speed-TKP"], 3, 1
+sys.exit(gpu_report.main(["--minutes", "0", "--readme", {readme!r}]))
+"""
+
+
+@pytest.mark.slow
+def test_the_report_of_a_gpu_goes_on_piece_by_piece(tmp_path):
+    """Tried on the pretend accelerator: a notebook by nbval, then a method's speed."""
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- measured on a GPU -->\n<!-- end -->\n")
+    first = REPORT.split("import gpu_report")[0].format(tests=str(TESTS))
+    here = {"VREID_CACHE": str(tmp_path), "VREID_SCALE": "smoke", "GPU_REPORT_FIRST": first}
+    script = REPORT.format(tests=str(TESTS), readme=str(readme))
+    for missing in (1, 0):
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=os.environ | here, capture_output=True, text=True
+        )
+        assert done.returncode == missing, done.stdout[-3000:] + done.stderr[-3000:]
+    found = readme.read_text()
+    assert re.search(r"^\| 00_tour \| \d+ s \| 0\.0 \|$", found, re.M), found
+    assert re.search(r"^\| TKP \| [\d.e+]+ \| [\d.e+]+ \| [\d.e-]+ \| 1 \| \d+", found, re.M)
+    assert "pretend accelerator" in found and "| 01_baseline | not measured |" in found
+
+
 def test_what_is_fast_where(monkeypatch):
     """float16 for a T4, which imitates bfloat16; float32 where neither is in the hardware."""
     known = {}

@@ -10,12 +10,10 @@ from functools import cache
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 from vreid_course import lessons, study
 from vreid_course.data.mars import Mars
-from vreid_course.drawing.mini_mars import cache_folder
 from vreid_course.drawing.render import PARTS
 from vreid_course.drawing.truth import Truth
 from vreid_course.loader import FrameStore, augment, normalise
@@ -45,6 +43,7 @@ class Gate:
 GATES = {
     "un-occluded frames": Gate("bare", required=5),
     "weights by true visibility": Gate("visible", required=4),
+    "the same within the test clips": Gate("clips, visible", "clips"),
     "tracklet minus one frame as query": Gate("mean", "random frame", 12),
     "true mask, trained with": Gate("cut out, trained", required=3),
     "true mask, not trained with": Gate("cut out"),
@@ -78,16 +77,16 @@ class CutOut(FrameStore):
 @cache
 def network(kind: str, seed: int, at: Scale) -> Baseline:
     """The mean baseline: "untrained", "trained", or "cut out": trained on pictures so treated."""
+    if kind == "trained":
+        return compare.trained("mean", "common", at, seed).eval()
     lesson, people = lessons.load("01_baseline"), len(np.unique(ground.ground(at).train.pids))
     torch.manual_seed(seed)
     model = lesson.build(people, ground.start(at))
-    if kind != "untrained":
-        store = ground.store("train", at, CutOut if kind == "cut out" else FrameStore)
-        folder = cache_folder() / "runs" / f"gates_{kind.replace(' ', '_')}_{seed}_{at.steps}"
-        rate = compare.METHODS["mean"].rate
-        recipe = ground.recipe(at, rate, compare.known_parameters)
-        with FileLock(folder.with_suffix(".lock")):  # another process may train the same one
-            study.fit(model, in_bfloat16(lesson.loss), recipe, store, at, seed, folder)
+    if kind == "cut out":
+        recipe = ground.recipe(at, compare.METHODS["mean"].rate, compare.known_parameters)
+        store = ground.store("train", at, CutOut)
+        folder = ground.runs() / f"cut_out_{seed}_{at.steps}"
+        study.fit(model, in_bfloat16(lesson.loss), recipe, store, at, seed, folder)
     return model.eval()
 
 
@@ -151,6 +150,8 @@ def rankings(model: Baseline, at: Scale, mars: Mars, of: str, cut: Baseline) -> 
         "cut out": (model, frames_of(model.trunk, ground.store(of, at, CutOut)), None),
         "cut out, trained": (cut, frames_of(cut.trunk, ground.store(of, at, CutOut)), None),
     }
+    for name, w in (("clips", [np.ones(len(x)) for x in raw]), ("clips, visible", shown)):
+        video[name] = (model, *in_clips(raw, w, at))
     features = {name: video_features(*given) for name, given in video.items()}
     found = {name: study.search(x, mars).ap for name, x in features.items()}
     found |= one_frame(model, raw, seen, features["mean"], mars)
@@ -159,6 +160,15 @@ def rankings(model: Baseline, at: Scale, mars: Mars, of: str, cut: Baseline) -> 
     away = distances(features["mean"][mars.query], features["mean"])
     found["cadence"] = ap_of(away + 0.5 * rhythm_gap(truth.cadence, mars.query), mars)
     return found
+
+
+def in_clips(frames: list, weights: list, at: Scale) -> tuple[list, None]:
+    """Of N tracklets the test clips, each averaged by its frames' weights: N arrays (CLIPS, D)."""
+    found = []
+    for x, w in zip(frames, weights, strict=True):
+        clips = [ground.parts(len(x), None, at.T, part) for part in range(ground.CLIPS)]
+        found.append(np.stack([w[which] @ x[which] / w[which].sum() for which in clips]))
+    return found, None
 
 
 def video_features(model: Baseline, frames: list[np.ndarray], weights: list | None) -> np.ndarray:

@@ -121,23 +121,28 @@ def part_sums(maps: list[np.ndarray], truth: Truth) -> tuple[np.ndarray, np.ndar
 
 
 def part_distances(sums: np.ndarray, counts: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Mean distance over the parts that both have: (Q, N) from sums (N, P, D), counts (N, P)."""
+    """Mean distance, 0..2, over the parts that both have: (Q, N); sums (N, P, D), counts (N, P)."""
     total, weight = 0, 1e-6
     for p in range(sums.shape[1]):
         x = sums[:, p] / np.maximum(counts[:, p, None], 1e-6)
         x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
         both = np.minimum(counts[q, p][:, None], counts[None, :, p]) ** 0.5
         total, weight = total + both * distances(x[q], x), weight + both
-    return total / weight
+    return np.where(weight > 1e-3, total / weight, 2.0)  # nothing in common: as far as can be
+
+
+def part_rankings(model: Baseline, at: Scale, mars: Mars, of: str) -> dict:
+    """AP of every query, (Q,), when parts are compared with parts: all pixels, or visible ones."""
+    maps = frames_of(model.trunk, ground.store(of, at), maps=True)
+    sums, counts = part_sums(maps, Truth(mars.test))
+    return {f"parts, {name}": ap_of(part_distances(sums[:, v], counts[:, v], mars.query), mars)
+            for v, name in enumerate(("all", "visible"))}  # fmt: skip
 
 
 def rankings(model: Baseline, at: Scale, mars: Mars, of: str, cut: Baseline) -> dict:
-    """AP of every query, (Q,), for every oracle; cut: the network trained on cut-out people."""
+    """AP of every query, (Q,), for every other oracle; cut: the network of cut-out people."""
     truth, test = Truth(mars.test), mars.test
-    maps = frames_of(model.trunk, ground.store(of, at), maps=True)
-    sums, counts = part_sums(maps, truth)
-    raw = [x.mean((2, 3)) for x in maps]
-    del maps
+    raw = frames_of(model.trunk, ground.store(of, at))
     seen = [truth.frames(i) for i in range(len(test))]
     shown = [(1 - s.occluded) ** 4 + 1e-6 for s in seen]
     right = [(s.switched == 0) + 1e-6 for s in seen]
@@ -155,8 +160,6 @@ def rankings(model: Baseline, at: Scale, mars: Mars, of: str, cut: Baseline) -> 
     features = {name: video_features(*given) for name, given in video.items()}
     found = {name: study.search(x, mars).ap for name, x in features.items()}
     found |= one_frame(model, raw, seen, features["mean"], mars)
-    for v, name in enumerate(("parts, all", "parts, visible")):
-        found[name] = ap_of(part_distances(sums[:, v], counts[:, v], mars.query), mars)
     away = distances(features["mean"][mars.query], features["mean"])
     found["cadence"] = ap_of(away + 0.5 * rhythm_gap(truth.cadence, mars.query), mars)
     return found
@@ -214,23 +217,28 @@ def ap_of(matrix: np.ndarray, mars: Mars) -> np.ndarray:
     return evaluate_distances(matrix, *labels).ap
 
 
-ROWS = [{"network": n, "gate": g} for n in ("trained", "untrained") for g in GATES]
+ROWS = [{"network": network, "gate": gate} for network in ("trained", "untrained")
+        for gate in GATES if network == "trained" or gate != "true mask, trained with"]  # fmt: skip
 
 
 @cache
-def all_rankings(kind: str, at: Scale) -> dict[str, np.ndarray]:
-    """AP of every oracle and seed on the test people: (seeds, Q)."""
-    mars = ground.ground(at).test
-    seeds = SEEDS if kind == "trained" else SEEDS[:1]
-    each = [rankings(network(kind, seed, at), at, mars, "test", network("cut out", seed, at))
-            for seed in seeds]  # fmt: skip
+def all_rankings(kind: str, at: Scale, parts: bool) -> dict[str, np.ndarray]:
+    """AP of every oracle (of parts, or all others) and seed on the test people: (seeds, Q)."""
+    mars, each = ground.ground(at).test, []
+    for seed in SEEDS if kind == "trained" else SEEDS[:1]:
+        model = network(kind, seed, at)
+        if parts:
+            each.append(part_rankings(model, at, mars, "test"))
+        else:
+            each.append(rankings(model, at, mars, "test", network("cut out", seed, at)))
     return {name: np.stack([found[name] for found in each]) for name in each[0]}
 
 
 def measure(row: dict) -> dict:
     """One gate: the oracle's mAP, what it is compared with, the difference and its interval."""
     at, gate = ground.footing(scale()), GATES[row["gate"]]
-    found, mars = all_rankings(row["network"], at), ground.ground(at).test
+    found = all_rankings(row["network"], at, gate.of.startswith("parts"))
+    mars = ground.ground(at).test
     of, minus = found[gate.of], found[gate.minus]
     people = mars.test.pids[mars.query]
     mean, low, high = bootstrap(of.mean(0), minus.mean(0), people=people)

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import torch
 
-from vreid_course import backbone, classroom, lessons, study
-from vreid_course.data.mars import writable
-from vreid_course.drawing.mini_mars import cache_path
-from vreid_course.nets import one_line
+from vreid_course import backbone, classroom, devices, lessons, study
+from vreid_course.files import cache_path, one_line, writable
 from vreid_course.scales import course_data, scale
 from vreid_course.studies import contrasts
-from vreid_course.training import TrainingError, load_checkpoint
+from vreid_course.training import load_checkpoint
 
 EPILOG = """examples
   python -m vreid_course train 01_baseline            train on mini-MARS (or on VREID_DATA)
@@ -39,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ValueError, OSError, TrainingError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except torch.OutOfMemoryError as error:
@@ -76,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "train":
             command.add_argument("--steps", type=int, help="default: those of the recipe")
             command.add_argument("--workers", type=int, default=0, help="processes that load data")
+            command.add_argument("--minutes", type=float, default=5, help="between checkpoints")
     _class_commands(commands)
     _table_commands(commands)
     return parser
@@ -122,7 +121,10 @@ def _train(options: argparse.Namespace) -> None:
     folder = writable(_run_folder(options), CURE)
     if (folder / "last.pt").exists():
         print(f"going on from {folder / 'last.pt'}; to start again, delete it")
-    study.fit(model, lesson.loss, recipe, split, at, options.seed, folder, options.workers)
+    numbers = ", ".join(map(str, recipe.fitting(split)))
+    print(f"its batches can be shared by {numbers} processes (torchrun --nproc_per_node)")
+    more = folder, options.workers, 60 * options.minutes
+    study.fit(model, lesson.loss, recipe, split, at, options.seed, *more)
     print(f"trained {recipe.steps} steps: {folder / 'last.pt'}")
 
 
@@ -145,7 +147,8 @@ def _study(options: argparse.Namespace) -> None:
     rows, measure = study.find(options.lesson)
     committed = scale().name == "mini" and not os.environ.get("VREID_DATA")
     place = study.RESULTS if committed else writable(_place("study"), CURE)
-    jobs = options.jobs or (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1))
+    alone = devices.device().type != "cpu"
+    jobs = options.jobs or (1 if alone else min(2, os.cpu_count() or 1))
     print(study.run(options.lesson, rows, measure, place, jobs))
 
 
@@ -167,9 +170,9 @@ def _grade(options: argparse.Namespace) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     at, lesson = scale(), lessons.load(options.lesson)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = devices.device()
     model = study.new_model(lesson, course_data(at).train, at, seed=0).to(device)
-    clips = torch.zeros(1, at.T, 3, *at.size, device=device)
+    clips = torch.zeros(1, at.T, 3, *at.size)
     for name, value in study.cost(model, clips).items():
         print(f"{name:12} {value:,.2f}")
 

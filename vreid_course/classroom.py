@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 
 from vreid_course import lessons
-from vreid_course.data.mars import writable
+from vreid_course.files import writable
 
 
 def release(folder: Path, names: list[str] | None = None) -> list[Path]:

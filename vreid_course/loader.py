@@ -5,9 +5,10 @@ model. Each clip draws from a generator of its own, seeded with (seed, step, pla
 batches do not depend on the number of workers or processes, nor on where a run was interrupted.
 """
 
-import multiprocessing
+import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms.v2 import functional as F
 
+from vreid_course import devices
 from vreid_course.data.mars import MarsError, Split, read_frame
 from vreid_course.sampling import IdentityBatches, Rng
 
@@ -53,7 +55,8 @@ class FrameStore:
         self.offsets = np.concatenate([[0], np.cumsum(split.lengths)])
         frames = int(self.offsets[-1])
         self.fits = frames * size[0] * size[1] * 3 <= memory
-        self.pixels = np.empty((frames * self.fits, *size, 3), np.uint8)  # no memory before use
+        kept = frames if self.fits else 0
+        self.pixels = np.empty((kept, *size, 3), np.uint8)  # no memory before use
         self.filled = np.zeros(frames, bool)
 
     def read(self, row: int, which: np.ndarray) -> Tensor:
@@ -110,11 +113,18 @@ def augment(clip: Tensor, rng: Rng = None, zoom: float = 1.125, per_frame: bool 
 def normalise(clips: Tensor) -> Tensor:
     """uint8 (..., 3, H, W) in 0..255 -> float32 with ImageNet's mean and deviation taken out."""
     width = clips.shape[-1]
-    mean = torch.tensor(IMAGENET_MEAN * width, device=clips.device)  # (W*3,), as it lies in memory
-    std = torch.tensor(IMAGENET_STD * width, device=clips.device)
-    lines = clips.movedim(-3, -1).flatten(-2).float()  # (..., H, W*3)
-    torch.addcmul(-mean / std, lines, 1 / (255 * std), out=lines)
+    shift, scale = _lines(width, clips.device)
+    lines = clips.movedim(-3, -1).flatten(-2).float()  # (..., H, W*3), as it lies in memory:
+    torch.addcmul(shift, lines, scale, out=lines)  # on a CPU 4 ms faster than by channels
     return lines.unflatten(-1, (width, 3)).movedim(-1, -3)
+
+
+@cache  # copied to a device once, for each copy would wait for what the device still does
+def _lines(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What a line of pixels (W*3,) is shifted and scaled by."""
+    with torch.inference_mode(False):  # kept for a training as well
+        mean, std = torch.tensor(IMAGENET_MEAN * width), torch.tensor(IMAGENET_STD * width)
+        return (-mean / std).to(device), (1 / (255 * std)).to(device)
 
 
 class ClipBatches(Dataset):
@@ -143,14 +153,14 @@ class ClipBatches(Dataset):
         """share (i, n): only the i-th of n equal parts of each batch, for process i of n."""
         if self.workers:
             self.store.fill()
-        fork = self.workers and "fork" in multiprocessing.get_all_start_methods()
+        fork = self.workers and sys.platform == "linux"  # then workers share the store's memory
         loader = DataLoader(
             self,
             batch_sampler=self._keys(start, stop, *share),
             collate_fn=collate,
             num_workers=self.workers,
             multiprocessing_context="fork" if fork else None,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=devices.device().type not in ("cpu", "mps"),
             generator=torch.Generator(),  # else it would draw from the model's
         )
         return iter(loader)

@@ -26,15 +26,16 @@ from filelock import FileLock
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vreid_course import lessons
-from vreid_course.data.mars import Mars, MarsError, Split, writable
-from vreid_course.drawing.mini_mars import MiniMars, cache_folder, mini_mars
+from vreid_course import devices, lessons
+from vreid_course.data.mars import Mars, MarsError, Split
+from vreid_course.drawing.mini_mars import MiniMars, mini_mars
+from vreid_course.files import cache_folder, writable, write_whole
 from vreid_course.loader import ClipBatches, FrameStore, augment
 from vreid_course.metrics import Result, evaluate
 from vreid_course.nets import resnet
 from vreid_course.sampling import IdentityBatches
 from vreid_course.scales import Scale, course_data
-from vreid_course.training import Diverged, extract, train, write_whole
+from vreid_course.training import Diverged, extract, train
 
 RESULTS = Path(__file__).parents[1] / "data" / "results"
 
@@ -44,7 +45,8 @@ class Recipe:
     """How a method is trained and tested.
 
     train_sampler, test_sampler: see `sampling`; batches(split, seed): which tracklets make a batch;
-    optimiser(model); schedule(steps): factor of the learning rate by step; transform: of a clip.
+    optimiser(model); schedule(steps): factor of the learning rate by step; transform: of a clip;
+    people: so many identities the loss has to see together, 1 if it compares none (see `fitting`).
     """
 
     train_sampler: Callable
@@ -54,6 +56,18 @@ class Recipe:
     schedule: Callable[[int], Callable[[int], float]]
     steps: int
     transform: Callable = augment
+    people: int = 2
+
+    def fitting(self, split: Split) -> list[int]:
+        """The numbers of processes that can share a batch: each gets as many clips, at least two.
+
+        Where identities are compared each gets `people` or more of them, with all their clips.
+        """
+        batches = self.batches(split, 0)
+        P, K = batches.P, batches.K
+        if self.people == 1:
+            return [n for n in range(1, P * K // 2 + 1) if P * K % n == 0]
+        return [n for n in range(1, P // self.people + 1) if P % n == 0]
 
 
 def fit(
@@ -65,14 +79,22 @@ def fit(
     seed: int,
     folder: Path | None = None,
     workers: int = 0,
+    save_seconds: float = 300,
 ) -> list[dict[str, float]]:
-    """Train a model on a split, or its frames, by its recipe; returns the history of `train`."""
+    """Train a model on a split, or its frames, by its recipe; returns the history of `train`.
+
+    ValueError, before a frame is read, for a number of processes that the recipe does not fit.
+    """
     store = split if isinstance(split, FrameStore) else FrameStore(split, at.size)
+    numbers, processes = recipe.fitting(store.split), devices.processes()
+    if processes not in numbers:
+        known = ", ".join(map(str, numbers))
+        raise ValueError(f"{processes} processes do not fit its batches: start {known}")
     rows = recipe.batches(store.split, seed)
     batches = ClipBatches(store, recipe.train_sampler, rows, recipe.transform, seed, workers)
     optimiser, schedule = recipe.optimiser(model), recipe.schedule(recipe.steps)
     return train(
-        model, loss, optimiser, batches, recipe.steps, schedule=schedule, seed=seed, folder=folder
+        model, loss, optimiser, batches, recipe.steps, schedule, seed, folder, save_seconds
     )
 
 
@@ -237,30 +259,28 @@ def _circumstances() -> dict[str, str]:
     command = ["git", "rev-parse", "--short", "HEAD"]
     here = Path(__file__).parent
     commit = subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {"device": device, "torch": torch.__version__, "python": platform.python_version(),
-            "commit": commit or "unknown"}  # fmt: skip
+    found = {"device": devices.name(), "torch": torch.__version__}
+    return found | {"python": platform.python_version(), "commit": commit or "unknown"}
 
 
 def cost(model: nn.Module, clips: torch.Tensor, repeats: int = 5) -> dict[str, float]:
     """Return parameters, and for one pass over clips (B, T, 3, H, W): GFLOPs, milliseconds, MiB.
 
-    MiB is the peak of the GPU's memory, nan on a CPU. A multiply-add counts as two operations.
+    On the model's device. MiB is the peak of its memory, nan on a CPU. A multiply-add counts as two
+    operations.
     """
-    model.eval()
+    where = next(model.parameters()).device
+    model, clips = model.eval(), clips.to(where)
     with torch.inference_mode():
         with FlopCounterMode(display=False) as counter:
             model(clips)
-        if clips.is_cuda:
-            torch.cuda.reset_peak_memory_stats()
+        devices.peak_memory(where, reset=True)
         times = []
         for _ in range(repeats):
             start = time.perf_counter()
             model(clips)
-            if clips.is_cuda:
-                torch.cuda.synchronize()
+            devices.synchronise(where)
             times.append(time.perf_counter() - start)
-    peak = torch.cuda.max_memory_allocated() / 2**20 if clips.is_cuda else float("nan")
     size = sum(p.numel() for p in model.parameters())
     return {"parameters": size, "GFLOPs": counter.get_total_flops() / 1e9,
-            "ms": 1000 * float(np.median(times)), "MiB": peak}  # fmt: skip
+            "ms": 1000 * float(np.median(times)), "MiB": devices.peak_memory(where)}  # fmt: skip

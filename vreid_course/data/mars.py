@@ -11,18 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import numpy as np
 from PIL import Image
 from scipy.io import loadmat, savemat
 
+from vreid_course.files import CourseError
+from vreid_course.files import writable as writable  # where data/ and others look for it
+
 PARTS = ("train", "test")
 COPY = "copy info/ again, all of it from one source"
 
 
-class MarsError(ValueError):
-    """Bad input or output; the message is one line that names the file and the cure."""
+MarsError = CourseError  # bad input or output; one line that names the file and the cure
 
 
 def read_frame(path: Path) -> np.ndarray:
@@ -39,18 +40,6 @@ def read_frame(path: Path) -> np.ndarray:
     if any((folder / "settings.json").is_file() for folder in path.parents[2:3]):
         cure = f"delete {path.parents[2]}, it is drawn again"
     raise MarsError(f"{path}: {fault}: {cure}")
-
-
-def writable(folder: Path, cure: str) -> Path:
-    """The folder, made where missing; MarsError, with the cure, if nothing can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder) as file:
-            file.write(bytes(2**20))  # a full disk still makes empty files
-    except OSError as error:
-        fault = f"{folder}: cannot write there ({error.strerror or error})"
-        raise MarsError(f"{fault}: {cure}") from None
-    return folder
 
 
 @dataclass(frozen=True, eq=False)

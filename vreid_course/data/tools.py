@@ -1,6 +1,5 @@
 """Check a set in MARS layout, cut a smaller one out of it, convert iLIDS-VID and PRID-2011."""
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+
+from vreid_course.files import link_or_copy
 
 from . import mars as layout
 from .attributes import Attributes, read_attributes, write_attributes
@@ -229,14 +230,6 @@ def _write_set(
         layout.write_info(new, *names, query=query)
         for file, annotation in annotations.items():
             write_attributes(new / file, annotation)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`, or a copy where the disk has no links."""
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or a disk without links
-        shutil.copyfile(source, target)
 
 
 def _to_jpeg(source: Path, target: Path) -> None:

@@ -30,16 +30,15 @@ from vreid_course.data.mars import (
     frame_names,
     query_rows,
     read_mars,
-    writable,
     write_info,
 )
+from vreid_course.files import cache_folder, cache_path
 
 from .figures import Person, draw_person, population, stream
 from .tracklets import DIALS, Change, Drawer, Drawn, Track
 from .truth import pack, write_archive
 
 VERSION = 1  # of the drawing: a new number means new pictures
-DATA = Path(__file__).parents[2] / "data"
 ATTRIBUTES_CSV = "mini_mars_attributes.csv"
 
 
@@ -177,16 +176,6 @@ def redraw(config: MiniMars, key: str, change: Change) -> tuple[np.ndarray, Draw
 
 def _key(track: Track) -> str:
     return frame_names(track.pid, track.camid, track.number, 1)[0][:11]
-
-
-def cache_path(root: Path | None = None) -> Path:
-    """The same folder for what only reads there: not made, not tried."""
-    return Path(root or os.environ.get("VREID_CACHE", "") or DATA).expanduser()
-
-
-def cache_folder(root: Path | None = None) -> Path:
-    """The folder for everything that is drawn or computed once; made where missing."""
-    return writable(cache_path(root), "name another folder with --out or VREID_CACHE")
 
 
 def draw(config: MiniMars, out: Path, workers: int | None = None) -> Path:

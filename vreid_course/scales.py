@@ -74,7 +74,7 @@ def scale(name: str | None = None) -> Scale:
 
 def course_data(at: Scale) -> Mars:
     """Return the set a lesson trains and tests on: what VREID_DATA names, else mini-MARS."""
-    named = os.environ.get("VREID_DATA")
+    named = os.path.expanduser(os.environ.get("VREID_DATA", ""))
     if named and not os.path.isdir(named):
         raise MarsError(
             f"VREID_DATA={named}: no such folder: name a set in MARS layout, or unset it"

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vreid_course.data.mars import Mars, MarsError, Split, writable
+from vreid_course.data.mars import NO_QUERIES, Mars, MarsError, Split, writable
 from vreid_course.drawing.mini_mars import MiniMars, mini_mars
 from vreid_course.loader import ClipBatches, FrameStore, augment
 from vreid_course.metrics import Result, evaluate
@@ -58,16 +58,23 @@ def fit(
     seed: int,
     folder: Path | None = None,
     workers: int = 0,
+    skip_bad: bool = False,
 ) -> list[dict[str, float]]:
-    """Train a model on a split by its recipe; returns the history of `training.train`."""
-    store = FrameStore(split, at.size)
+    """Train a model on a split by its recipe; returns the history of `training.train`.
+
+    skip_bad: see `FrameStore`; how many frames it replaced is printed.
+    """
+    store = FrameStore(split, at.size, skip_bad=skip_bad)
     batches = ClipBatches(
         store, recipe.train_sampler, recipe.batches(split, seed), recipe.transform, seed, workers
     )
     optimiser, schedule = recipe.optimiser(model), recipe.schedule(recipe.steps)
-    return train(
+    history = train(
         model, loss, optimiser, batches, recipe.steps, schedule=schedule, seed=seed, folder=folder
     )
+    if store.skipped:
+        print(f"replaced a frame that cannot be read {store.skipped} times")
+    return history
 
 
 def new_model(lesson: ModuleType, split: Split, at: Scale, seed: int) -> nn.Module:
@@ -85,6 +92,8 @@ def extract_features(model: nn.Module, embed: Callable, recipe: Recipe, split: S
 
 def search(features: np.ndarray, mars: Mars, merge_queries: bool = True) -> Result:
     """Score a feature (N, D) of every test tracklet: all queries of the set, as MARS does."""
+    if not len(mars.query):
+        raise MarsError(f"{mars.root / 'info' / 'query_IDX.mat'}: {NO_QUERIES}")
     query, rest = mars.query, np.setdiff1d(np.arange(len(mars.test)), mars.query)
     columns = features, mars.test.pids, mars.test.camids
     part = [column[rows] for rows in (query, rest) for column in columns]

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
-from multiprocessing import get_context, parent_process
+from multiprocessing import current_process, get_context, parent_process
 from pathlib import Path
 from threading import Thread
 from zipfile import is_zipfile
@@ -150,6 +150,9 @@ def mini_mars(config: MiniMars | None = None, root: Path | None = None) -> Mars:
         raise MarsError(f"{error}; or delete {out}, it is drawn again") from None
 
 
+GUARD = 'put what it does under `if __name__ == "__main__":`'
+
+
 def cache_path(root: Path | None = None) -> Path:
     """The same folder for what only reads there: not made, not tried."""
     return Path(root or os.environ.get("VREID_CACHE", "") or DATA).expanduser()
@@ -168,6 +171,8 @@ def draw(config: MiniMars, out: Path, workers: int | None = None) -> Path:
     """
     out = Path(out)
     partial = out.with_name(out.name + ".partial")
+    if getattr(current_process(), "_inheriting", False):  # a worker that is importing the script
+        sys.exit(f"error: drawing starts processes, which run the script again: {GUARD}")
     try:
         if not out.exists():
             cache_folder(out.parent)
@@ -183,8 +188,9 @@ def draw(config: MiniMars, out: Path, workers: int | None = None) -> Path:
                     _finish(config, partial)
                     partial.rename(out)
     except BrokenProcessPool:
-        fault = "a process that draws was killed, perhaps for want of memory"
-        raise MarsError(f"{partial}: {fault}: run again, it goes on where it stopped") from None
+        fault = "a process that draws ended, for want of memory or of a guard in the script"
+        cure = f"run again, it goes on where it stopped; in a script {GUARD}"
+        raise MarsError(f"{partial}: {fault}: {cure}") from None
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         cure = "free some space and run again: it goes on where it stopped"

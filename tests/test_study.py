@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from test_mars import make_set
 from torch import nn
 
 from vreid_course import __main__, study

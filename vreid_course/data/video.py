@@ -208,6 +208,7 @@ class Video:
 
     def __init__(self, path: str | Path) -> None:
         self.path, self.count, self.damaged = Path(path).expanduser(), 0, 0
+        self.gaps: dict[int, int] = {}  # picture: how many behind it are lost, by the times
         if self.path.is_dir():
             self._open_folder()
             return
@@ -225,13 +226,14 @@ class Video:
             raise MarsError(f"{path}: not a video that OpenCV can read: convert it to MP4 (H.264)")
         sides = cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT
         self.size = tuple(int(self.capture.get(side)) for side in sides)
-        self.told = max(int(self.capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)  # may be a guess
+        self.told = max(int(self.capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
+        self.exact = self.path.suffix.lower() in (".avi", ".mp4", ".mov")  # others guess it
 
     def _open_folder(self) -> None:
         self.files = pictures_in(self.path)
         if not self.files:
             raise MarsError(f"{self.path}: a folder without pictures: name the video, or img1")
-        self.told, first = len(self.files), cv2.imread(str(self.files[0]))
+        self.told, self.exact, first = len(self.files), True, cv2.imread(str(self.files[0]))
         if first is None:
             raise MarsError(f"{self.files[0]}: not a whole picture: copy it again")
         self.size, info = first.shape[1::-1], self.path.parent / "seqinfo.ini"  # MOTChallenge's
@@ -254,20 +256,33 @@ class Video:
             yield (picture if whole else None), number / self.rate
 
     def _file(self) -> Iterator[tuple[np.ndarray | None, float]]:
-        """Behind a damaged picture the next can be whole: the end is where many fail in a row."""
-        lost, start = 0, None
-        while lost <= 100 or self.count + lost < min(self.told, self.count + 10**4):
+        """Behind a damaged picture the next can be whole: the end is where many fail in a row.
+
+        A decoder that runs ahead fails early: where the picture is missing, the times tell.
+        """
+        lost, failed, start, before = 0, 0, None, None
+        rate = self.capture.get(cv2.CAP_PROP_FPS)
+        while failed <= 100 or self.count + failed < min(self.told, self.count + 10**4):
             good, picture = self.capture.read()
             if not good:
-                lost += 1
+                failed += 1
                 continue
             now = self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            start = now if start is None else start
-            second = now - start
-            yield from [(None, second)] * lost
-            yield picture, second
-            lost = 0
+            start, before = (now, now) if start is None else (start, before)
+            lost, failed = lost + failed, 0
+            gap = max(round((now - before) * rate) - 1, 0) if now > before else lost
+            missing = min(gap, lost)
+            if gap > missing:
+                self.gaps[self.count] = gap - missing
+            yield from [(None, now - start)] * missing
+            yield picture, now - start
+            lost, before = lost - missing, now
+        yield from [(None, before - start)] * lost if start is not None else ()
         self.capture.release()
+        if self.exact and self.gaps and self.count + sum(self.gaps.values()) == self.told:
+            fault = f"damaged, behind picture {next(iter(self.gaps))} pictures are lost"
+            cure = "cut it there into two videos, with boxes of their own, or copy it again"
+            raise MarsError(f"{self.path}: {fault}: {cure}")
 
 
 def _cut(one: Tracks, names: dict, new: Path) -> Iterator[tuple]:
@@ -287,6 +302,9 @@ def _cut(one: Tracks, names: dict, new: Path) -> Iterator[tuple]:
             when = "" if math.isnan(second) else f"{second:.3f}"
             yield name, shot.camera, shot.video.name, int(one.tracks[row]), number, when, *place
     one.fate |= {"on damaged pictures skipped": int(lost)} if lost else {}
+    if reader.exact and reader.count < reader.told:
+        missing = f"of {reader.told} pictures lost: if not at the end, later boxes are cut wrongly"
+        one.fate[missing] = reader.told - reader.count
     if one.frames[-1] > reader.count:
         fault = f"has boxes for frame {one.frames[-1]}, but {shot.video} has {reader.count} frames"
         if one.frames[-1] <= reader.told:

@@ -11,12 +11,13 @@ import weakref
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from vreid_course.data import tools, video
+from vreid_course.data import detect, tools, video
 from vreid_course.data.__main__ import main
 from vreid_course.data.boxes import link, overlap, read_boxes, to_pixels
 from vreid_course.data.mars import MarsError, read_mars
-from vreid_course.data.video import Shot, from_video
+from vreid_course.data.video import Shot, Video, from_video
 
 COLOURS = {1: (200, 30, 30), 2: (30, 200, 30), 3: (30, 30, 200)}  # of three walkers, RGB
 FRAMES, WIDTH, HEIGHT = 20, 160, 96
@@ -480,7 +481,8 @@ def test_malformed_lines_are_named(tmp_path, line, fault):
 def refused(street, boxes, out, capsys, *more):
     """The error line of the command, which leaves no folder behind."""
     before = sorted(out.parent.iterdir())
-    assert main(["from-video", str(street), "--boxes", str(boxes), "--out", str(out), *more]) == 1
+    given = ["--boxes", str(boxes)] if boxes else []
+    assert main(["from-video", str(street), *given, "--out", str(out), *more]) == 1
     assert sorted(out.parent.iterdir()) == before
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
     return line
@@ -634,3 +636,100 @@ def test_the_command(street, tmp_path, capsys):
             main([*command, *more])
         error = capsys.readouterr().err
         assert len(error.splitlines()) == 1 and more[0] in error and "--help" in error
+
+
+# -------------------------------------------------------------------------------- without boxes
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    """The real network with weights drawn at random, on small pictures: its boxes mean nothing."""
+    torch.manual_seed(0)
+    make = getattr(detect.detection, detect.NAME)
+    small = {"min_size": 96, "max_size": 160, "box_score_thresh": 0.0}
+    small |= {"box_detections_per_img": 10**4, "rpn_post_nms_top_n_test": 20}
+    return make(weights=None, weights_backbone=None, **small)
+
+
+def test_the_network_finds_boxes(street, tmp_path, untrained):
+    path = detect.detect(Video(street), tmp_path / "boxes.txt", 0.0, untrained)
+    boxes = read_boxes(path)
+    assert set(boxes.ids) == {-1} and 1 <= boxes.frames.min() and boxes.frames.max() <= FRAMES
+    assert (boxes.corners[:, :2] >= 0).all() and (boxes.corners[:, 2:] <= [160.01, 96.01]).all()
+    with pytest.raises(MarsError, match="no person of confidence 0.99 in 20 pictures: lower"):
+        detect.detect(Video(street), tmp_path / "none.txt", 0.99, untrained)
+
+
+def finder(seen=None, stop_at=None):
+    """A detector that finds walkers 1 and 2 by their colours, as class 1, and walker 3 as a dog."""
+
+    class Finder(torch.nn.Module):
+        count = 0
+
+        def forward(self, pictures):
+            (picture,) = pictures
+            type(self).count += 1
+            if self.count == stop_at:
+                raise KeyboardInterrupt
+            boxes = []
+            for colour in COLOURS.values():
+                near = (picture * 255 - torch.tensor(colour)[:, None, None]).abs().amax(0) < 60
+                ys, xs = torch.nonzero(near, as_tuple=True)
+                ends = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) if len(xs) else (0, 0, 1, 1)
+                boxes.append([float(x) for x in ends])
+            scores = torch.tensor([0.9, 0.6, 0.9])
+            return [{"boxes": torch.tensor(boxes), "labels": torch.tensor([1, 1, 18]),
+                     "scores": scores}]  # fmt: skip
+
+    return Finder()
+
+
+def test_a_video_without_boxes(street, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(detect, "detector", finder)
+    assert main(["from-video", str(street), "--out", str(tmp_path / "out")]) == 0
+    test = read_mars(tmp_path / "out").test
+    assert [colour_of(test.frames(i)) for i in range(len(test))] == [1, 2]
+    assert test.lengths.tolist() == [20, 20]
+    assert len(read_boxes(tmp_path / "out" / "boxes_camera1.txt").frames) == 40
+    assert main(["from-video", str(street), "--least", "0.7", "--out", str(tmp_path / "few")]) == 0
+    assert len(read_mars(tmp_path / "few").test) == 1
+
+
+def test_detection_goes_on_where_it_stopped(street, tmp_path, monkeypatch):
+    monkeypatch.setattr(detect, "detector", lambda: finder(stop_at=12))
+    with pytest.raises(KeyboardInterrupt):
+        one(street, None, tmp_path / "out")
+    part = tmp_path / "out.part" / "boxes_camera1.txt"
+    part.write_text(part.read_text() + "12,-1,5.0,")  # as a killed process leaves it
+    again = finder()
+    monkeypatch.setattr(detect, "detector", lambda: again)
+    one(street, None, tmp_path / "out")
+    assert again.count == 9 and read_mars(tmp_path / "out").test.lengths.tolist() == [20, 20]
+
+
+def test_a_detector_without_weights_is_one_line(
+    street, tmp_path, tmp_path_factory, monkeypatch, capsys
+):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("hub")))
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    monkeypatch.delenv("VREID_WEIGHTS", raising=False)
+    error = refused(street, None, tmp_path / "out", capsys)
+    assert "download: no weights for the person detector" in error and "VREID_WEIGHTS" in error
+    assert "--boxes" in error
+    monkeypatch.setenv("VREID_WEIGHTS", str(tmp_path / "none.pth"))
+    assert "none.pth: no weights" in refused(street, None, tmp_path / "out", capsys)
+    (tmp_path / f"{detect.NAME}.pth").write_bytes(b"no weights")
+    monkeypatch.setenv("VREID_WEIGHTS", str(tmp_path))
+    assert f"{detect.NAME}.pth: no weights" in refused(street, None, tmp_path / "out", capsys)
+
+
+def offline(*_, **__):
+    raise OSError("Network is unreachable")
+
+
+def test_weights_from_disk(tmp_path, monkeypatch):
+    model = getattr(detect.detection, detect.NAME)(weights=None, weights_backbone=None)
+    torch.save(model.state_dict(), tmp_path / f"{detect.NAME}.pth")
+    monkeypatch.setenv("VREID_WEIGHTS", str(tmp_path))
+    found = detect.detector().state_dict()
+    assert all((found[name] == x).all() for name, x in model.state_dict().items())

@@ -94,10 +94,10 @@ def check(root: str | Path, frames: bool = False) -> list[str]:
 
     train, test = (attempt(layout.read_split, root, part) for part in PARTS)
     query = test and attempt(layout.read_query, root, test)
-    if query is not None and not len(query):
-        faults.append(f"{root}/info/query_IDX.mat: {NO_QUERIES}")
     if train and test and len(both := np.intersect1d(train.pids, test.pids)):
         faults.append(f"{root}: identities {both[:5]} stand in train and in test: renumber")
+    if query is not None and not len(query):
+        faults.append(f"{root / 'info' / 'query_IDX.mat'}: {NO_QUERIES}")
     for split in filter(None, (train, test)):
         faults += islice(_frame_faults(split, frames), MOST_FAULTS)
     faults = list(dict.fromkeys(faults))[:MOST_FAULTS]

@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -126,9 +127,19 @@ def _run_folder(options: argparse.Namespace) -> Path:
     return options.folder or _place(f"{options.lesson}_{options.seed}")
 
 
+def _load(name: str):
+    """A lesson; one that exports nothing, such as the tour, as an empty module."""
+    try:
+        return lessons.load(name)
+    except ImportError as error:
+        if "shares nothing" not in str(error):
+            raise
+        return ModuleType(name)
+
+
 def _lesson(name: str):
     """A lesson with a network."""
-    lesson = lessons.load(name)
+    lesson = _load(name)
     if missing := [x for x in ("build", "loss", "embed", "recipe") if not hasattr(lesson, x)]:
         others = [other for other in lessons.names() if other[:2] not in ("00", "08")]
         fault = f"{name}: this lesson trains nothing, it exports no `{missing[0]}`"
@@ -175,7 +186,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _study(options: argparse.Namespace) -> None:
-    lesson = lessons.load(options.lesson)
+    lesson = _load(options.lesson)
     if not hasattr(lesson, "STUDY"):
         raise ValueError(f"{options.lesson} has no study: its notebook exports no STUDY")
     committed = scale().name == "mini" and not os.environ.get("VREID_DATA")
@@ -186,9 +197,9 @@ def _study(options: argparse.Namespace) -> None:
 
 
 def _make(options: argparse.Namespace) -> None:
-    lesson = lessons.load(options.lesson)
+    lesson = _load(options.lesson)
     if not hasattr(lesson, "make"):
-        raise ValueError(f"{options.lesson} has nothing to make: use train")
+        raise ValueError(f"{options.lesson} has nothing to make: its notebook exports no `make`")
     print(lesson.make())
 
 

@@ -169,9 +169,10 @@ def sheet(answers: Answers, which: Iterable[int], top: int = 8) -> np.ndarray:
         frame = answers.mars.test.frames(row, [answers.mars.test.lengths[row] // 2])[0]
         small = np.asarray(Image.fromarray(frame).resize((64, 128)))
         place = answers.where[row]
-        second = f" {float(place['second']):.1f} s" if place.get("second") else ""
-        small = show.framed(small, colour, cross) if colour else small
-        return show.captioned(small, f"{place['camera']}:{second}")
+        words = f"camera {place['camera']}"
+        if place.get("second"):
+            words = f"{place['camera']}: {float(place['second']):.1f} s"
+        return show.captioned(show.framed(small, colour, cross) if colour else small, words)
 
     rows = []
     for i in which:

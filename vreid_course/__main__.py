@@ -18,6 +18,7 @@ from vreid_course.data.mars import NO_QUERIES, MarsError, read_mars, writable
 from vreid_course.drawing.mini_mars import cache_path
 from vreid_course.nets import one_line, resnet
 from vreid_course.scales import course_data, scale
+from vreid_course.studies import contrasts
 from vreid_course.training import TrainingError, load_checkpoint
 
 EPILOG = """examples
@@ -76,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("train", "evaluate"):
             command.add_argument("--seed", type=at_least(0), default=0)
             command.add_argument("--folder", type=path, help="of the checkpoint (default: runs/)")
+        if name == "study":
+            text = "rows at a time (default: 2, GPU: 1)"
+            command.add_argument("--jobs", type=at_least(1), help=text)
         if name == "train":
             command.add_argument("--steps", type=at_least(1), help="default: those of the recipe")
             text = "processes that load data"
@@ -84,8 +88,11 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--skip-bad", action="store_true", help=text)
     _search_command(commands)
     _class_commands(commands)
-    command = commands.add_parser("backbone", help="make data/weights/course_backbone.pt again")
-    command.set_defaults(run=lambda options: print(backbone.make()))
+    command = commands.add_parser("contrasts", help="the papers' differences beside ours, a score")
+    command.set_defaults(run=lambda options: print(contrasts.write()))
+    command = commands.add_parser("backbone", help="make data/weights/KIND_backbone.pt again")
+    command.add_argument("kind", nargs="?", default="identity", choices=("identity", "course"))
+    command.set_defaults(run=lambda options: print(backbone.make(options.kind)))
     return parser
 
 
@@ -186,14 +193,13 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _study(options: argparse.Namespace) -> None:
-    lesson = _load(options.lesson)
-    if not hasattr(lesson, "STUDY"):
-        raise ValueError(f"{options.lesson} has no study: its notebook exports no STUDY")
+    rows, measure = study.find(options.lesson)
     committed = scale().name == "mini" and not os.environ.get("VREID_DATA")
     place = study.RESULTS if committed else writable(_place("study"), CURE)
     if os.environ.get("VREID_DATA"):
         same_set(place, course_data(scale()))
-    print(study.run(options.lesson, lesson.STUDY, lesson.measure, place))
+    jobs = options.jobs or (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1))
+    print(study.run(options.lesson, rows, measure, place, jobs))
 
 
 def _make(options: argparse.Namespace) -> None:

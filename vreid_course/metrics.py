@@ -129,21 +129,32 @@ def distances(query_features: Array, gallery_features: Array, kind="euclidean") 
 
 
 def bootstrap(
-    ap: np.ndarray, ap_other: np.ndarray | None = None, *, seed: int = 0, draws: int = 2000
+    ap: np.ndarray,
+    ap_other: np.ndarray | None = None,
+    *,
+    people: np.ndarray | None = None,
+    seed: int = 0,
+    draws: int = 2000,
 ) -> tuple[float, float, float]:
     """Mean of per-query values and its 95 % interval (low, high), by redrawing the queries.
 
     ap: (Q,) float, nan where not scored. With ap_other (Q,), another method on the same queries,
     the values are ap - ap_other: if 0 lies inside, other queries might turn the result round.
+    people (Q,): whom each query shows; then people are redrawn, each with all of their queries.
     """
     values = np.asarray(ap, np.float64)
     if ap_other is not None:
         if np.shape(ap_other) != values.shape:
             raise ValueError(f"not the same queries: {len(values)} and {len(ap_other)} of them")
         values = values - np.asarray(ap_other, np.float64)
-    values = values[~np.isnan(values)]
-    picks = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
-    low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
+    known = ~np.isnan(values)
+    values, units = values[known], np.arange(known.sum())
+    if people is not None:
+        units = np.unique(np.asarray(people)[known], return_inverse=True)[1]
+    sums, counts = np.bincount(units, values), np.bincount(units)
+    picks = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
+    means = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(values.mean()), float(low), float(high)
 
 

@@ -48,18 +48,20 @@ def resnet(name: str, weights: str | None = None, last_stride: int = 1) -> Trunk
     """A ResNet without pooling and classifier; at last_stride 1, (H, W) shrinks to (H/16, W/16).
 
     name: "course" (ResNet-18 of half the width), "resnet18", "resnet50" or "seresnet50" (the
-    caffe-style SE-ResNet-50 that the COSAM code uses). weights: None (random), "course" for
-    "course", or "imagenet" for the others, which only the `paper` scale asks for: the file, or the
+    caffe-style SE-ResNet-50 that the COSAM code uses). weights: None (random), "identity" or
+    "course" (see `backbone`) for "course", or "imagenet" for the others, which only the `paper`
+    scale asks for: the file, or the
     `<name>.pth` in the folder, that the environment variable VREID_WEIGHTS names, else a download.
     Raises ValueError for an unknown name, and for missing or wrong weights.
     """
     makers = {"course": _course, "seresnet50": lambda: timm.create_model("legacy_seresnet50")}
     makers |= {name: getattr(torchvision.models, name) for name in ("resnet18", "resnet50")}
-    if name not in makers or weights not in (None, "course" if name == "course" else "imagenet"):
+    known = ("identity", "course") if name == "course" else ("imagenet",)
+    if name not in makers or weights not in (None, *known):
         raise ValueError(f"no backbone {name!r} with weights {weights!r}: names are {[*makers]}")
     if name == "course":
         trunk = _course(last_stride)
-        return load_weights(trunk, "course_backbone") if weights else trunk
+        return load_weights(trunk, f"{weights}_backbone") if weights else trunk
     model = makers[name]()
     if weights is not None:
         _load_imagenet(model, name)

@@ -2,12 +2,12 @@
 
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from vreid_course.data.mars import Mars, MarsError, read_mars
-from vreid_course.drawing.mini_mars import MiniMars, mini_mars
+from vreid_course.drawing.mini_mars import STREET_DIALS, MiniMars, mini_mars
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class Scale:
         height = 128 if self.height == 128 else 256
         return MiniMars(*self.people, height=height)
 
+    @property
+    def street(self) -> MiniMars:
+        """A small set of this scale on which more goes wrong: the proving ground's dials."""
+        return replace(self.mini_mars, hard=0.1, dials=STREET_DIALS)
+
 
 SCALES = {
     scale.name: scale
@@ -72,11 +77,14 @@ def scale(name: str | None = None) -> Scale:
     return SCALES[found]
 
 
-def course_data(at: Scale) -> Mars:
-    """Return the set a lesson trains and tests on: what VREID_DATA names, else mini-MARS."""
+def course_data(at: Scale, drawn: MiniMars | None = None) -> Mars:
+    """Return the set a lesson trains and tests on: what VREID_DATA names, else a drawn one.
+
+    drawn: which; default mini-MARS.
+    """
     named = os.path.expanduser(os.environ.get("VREID_DATA", ""))
     if named and not os.path.isdir(named):
         raise MarsError(
             f"VREID_DATA={named}: no such folder: name a set in MARS layout, or unset it"
         )
-    return read_mars(named) if named else mini_mars(at.mini_mars)
+    return read_mars(named) if named else mini_mars(drawn or at.mini_mars)

@@ -1,33 +1,40 @@
 """Train, test and compare lessons: what the command line runs, and committed tables come from.
 
-A lesson exports build, loss, embed and recipe; one that has a study also exports `STUDY`, a list of
-rows such as {"method": "baseline", "seed": 0}, and `measure(row) -> dict`, which fills a row.
+A lesson exports build, loss, embed and recipe. Its study stands in `vreid_course.studies`: `ROWS`,
+a list of keys such as {"method": "baseline", "seed": 0} in order of value, and
+`measure(row) -> dict`, which fills a row. (Lessons 02 to 07 export theirs, as `STUDY`, `measure`.)
 """
 
 import csv
+import importlib.util
 import os
 import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from io import StringIO
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vreid_course import lessons
 from vreid_course.data.mars import NO_QUERIES, Mars, MarsError, Split, writable
-from vreid_course.drawing.mini_mars import MiniMars, mini_mars
+from vreid_course.drawing.mini_mars import MiniMars, cache_folder, mini_mars
 from vreid_course.loader import ClipBatches, FrameStore, augment
 from vreid_course.metrics import Result, evaluate
 from vreid_course.nets import resnet
 from vreid_course.sampling import IdentityBatches
 from vreid_course.scales import Scale, course_data
-from vreid_course.training import extract, train, write_whole
+from vreid_course.training import Diverged, extract, train, write_whole
 
 RESULTS = Path(__file__).parents[1] / "data" / "results"
 
@@ -53,21 +60,22 @@ def fit(
     model: nn.Module,
     loss: Callable,
     recipe: Recipe,
-    split: Split,
+    split: Split | FrameStore,
     at: Scale,
     seed: int,
     folder: Path | None = None,
     workers: int = 0,
     skip_bad: bool = False,
 ) -> list[dict[str, float]]:
-    """Train a model on a split by its recipe; returns the history of `training.train`.
+    """Train a model on a split, or its frames, by its recipe; returns the history of `train`.
 
     skip_bad: see `FrameStore`; how many frames it replaced is printed.
     """
-    store = FrameStore(split, at.size, skip_bad=skip_bad)
-    batches = ClipBatches(
-        store, recipe.train_sampler, recipe.batches(split, seed), recipe.transform, seed, workers
+    store = (
+        split if isinstance(split, FrameStore) else FrameStore(split, at.size, skip_bad=skip_bad)
     )
+    rows = recipe.batches(store.split, seed)
+    batches = ClipBatches(store, recipe.train_sampler, rows, recipe.transform, seed, workers)
     optimiser, schedule = recipe.optimiser(model), recipe.schedule(recipe.steps)
     history = train(
         model, loss, optimiser, batches, recipe.steps, schedule=schedule, seed=seed, folder=folder
@@ -118,24 +126,86 @@ def summary(result: Result) -> dict[str, str]:
     return {"mAP": f"{100 * result.mAP:.2f}", **ranks, "scored": str(result.scored), "ap": ap}
 
 
-def run(name: str, rows: Iterable[dict], measure: Callable[[dict], dict], folder: Path = RESULTS):
+def find(name: str) -> tuple[list[dict], Callable[[dict], dict]]:
+    """Rows and `measure` of a study: "gates", or a lesson's, "08_compare"; ValueError: none."""
+    module = f"vreid_course.studies.{name.lstrip('0123456789_')}"
+    if importlib.util.find_spec(module):
+        found = importlib.import_module(module)
+        return found.ROWS, found.measure
+    lesson = lessons.load(name)
+    if not hasattr(lesson, "STUDY"):
+        raise ValueError(f"{name} has no study: its notebook exports no STUDY")
+    return lesson.STUDY, lesson.measure
+
+
+def run(
+    name: str,
+    rows: Iterable[dict],
+    measure: Callable[[dict], dict],
+    folder: Path = RESULTS,
+    jobs: int = 1,
+) -> Path:
     """Measure the rows that `folder`/`name`.csv does not hold yet; every finished row is kept.
 
-    Stop it at any time and call it again: it goes on with the next row. Returns the file's path.
+    jobs: rows at a time, each in a process of its own with one thread; 1: in this process. A row
+    whose training diverged is kept, with the reason in its column "diverged". Stop it at any time
+    and call it again: it goes on with the next row. Returns the file's path.
     """
-    path = folder / f"{name}.csv"
-    for row in rows:
-        key = {column: str(value) for column, value in row.items()}
-        if any(key.items() <= old.items() for old in _done(path)):
-            continue
+    path, rows = folder / f"{name}.csv", list(rows)
+    keys = [{column: str(value) for column, value in row.items()} for row in rows]
+    old = _done(path)
+    todo = [k for k in keys if not any(k.items() <= row.items() for row in old)]
+    begun, count = time.perf_counter(), len(todo)
+    if todo:
         writable(folder, "copy the course to a folder of your own")  # before hours are spent
-        start = time.perf_counter()
-        new = key | {k: str(v) for k, v in measure(row).items()}
-        new |= {"seconds": f"{time.perf_counter() - start:.1f}", **_circumstances()}
+    for n, (key, new) in enumerate(_measured(todo, rows, keys, measure, jobs), 1):
         print({k: v for k, v in new.items() if len(v) < 40}, flush=True)  # no lists of queries
-        others = [old for old in _done(path) if not key.items() <= old.items()]
-        _write(path, [*others, new])  # another run may have added rows meanwhile
+        _add(path, key, new)
+        left = (time.perf_counter() - begun) / n * (count - n)
+        print(f"row {n} of {count}; about {left / 60:.0f} minutes left", flush=True)
     return path
+
+
+def _measured(todo: list[dict], rows: list[dict], keys: list[dict], measure: Callable, jobs: int):
+    """The rows of `todo`, as they become ready."""
+    given = [rows[keys.index(key)] for key in todo]
+    if jobs == 1 or len(todo) < 2:
+        yield from (_fill(row, measure) for row in given)
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that are started now
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _one_thread) as pool:
+        waiting = iter(given)
+        running = {pool.submit(_fill, row, measure) for row in islice(waiting, jobs)}
+        try:
+            while running:
+                ready, running = wait(running, return_when=FIRST_COMPLETED)
+                running |= {pool.submit(_fill, row, measure) for row in islice(waiting, len(ready))}
+                yield from (job.result() for job in ready)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _fill(row: dict, measure: Callable[[dict], dict]) -> tuple[dict[str, str], dict[str, str]]:
+    """The row's key, and the row."""
+    start = time.perf_counter()
+    try:
+        found = measure(row)
+    except Diverged as error:
+        found = {"diverged": str(error)}
+    key, found = ({k: str(v) for k, v in part.items()} for part in (row, found))
+    found |= {"seconds": f"{time.perf_counter() - start:.1f}", **_circumstances()}
+    return key, key | found
+
+
+def _add(path: Path, key: dict[str, str], new: dict[str, str]) -> None:
+    """Put a row into the file, in which others may have put rows meanwhile, the same one too."""
+    with FileLock(cache_folder() / f"study_{path.stem}.lock"):
+        _write(path, [*(old for old in _done(path) if not key.items() <= old.items()), new])
 
 
 def _done(path: Path) -> list[dict[str, str]]:

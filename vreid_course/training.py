@@ -39,6 +39,10 @@ class TrainingError(RuntimeError):
     """A run that cannot go on; the message is one line that says where and what to do."""
 
 
+class Diverged(TrainingError):
+    """A loss that is no number any more."""
+
+
 class _Objective(nn.Module):
     """The loss as a `forward`, so that processes average the gradients of all that it calls."""
 
@@ -104,7 +108,7 @@ def _step(
         values = accelerator.reduce(torch.stack([total.detach(), *values]).float(), "mean").tolist()
         values = dict(zip(("loss", *parts), values, strict=True))
         if not math.isfinite(values["loss"]):
-            raise TrainingError(f"at step {step}: {values}: lower the learning rate")
+            raise Diverged(f"at step {step}: {values}: lower the learning rate")
         optimiser.zero_grad()
         accelerator.backward(total)
         optimiser.step()

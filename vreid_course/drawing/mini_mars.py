@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
+from io import BytesIO
 from multiprocessing import current_process, get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -18,6 +19,7 @@ from zipfile import is_zipfile
 
 import numpy as np
 from filelock import FileLock, Timeout
+from PIL import Image
 from tqdm.auto import tqdm
 
 from vreid_course.data.attributes import ATTRIBUTES, Attributes, write_attributes
@@ -33,7 +35,7 @@ from vreid_course.data.mars import (
 )
 
 from .figures import Person, draw_person, population, stream
-from .tracklets import DIALS, Drawer, Track
+from .tracklets import DIALS, Change, Drawer, Drawn, Track
 from .truth import pack, write_archive
 
 VERSION = 1  # of the drawing: a new number means new pictures
@@ -74,6 +76,15 @@ class MiniMars:
         """A folder name that tells sets apart: equal settings give equal names."""
         settings = json.dumps([VERSION, asdict(self)], sort_keys=True)
         return f"mini_mars_{self.height}_{sha256(settings.encode()).hexdigest()[:8]}"
+
+
+#: What goes wrong on the street: more than by default. Set by oracles (`studies.gates`).
+STREET_DIALS = {
+    "occlusion": 1, "crowd": 1, "jitter": 1, "blur": 1, "switch": 0.6, "camera": 0.7,
+    "cross": 0.7, "slip": 1,
+}  # fmt: skip
+#: The proving ground: few look-alikes, and people enough to tell small differences apart.
+STREET = MiniMars(350, 150, hard=0.1, dials=STREET_DIALS)
 
 
 def plan(config: MiniMars) -> list[Track]:
@@ -151,6 +162,24 @@ def mini_mars(config: MiniMars | None = None, root: Path | None = None) -> Mars:
 
 
 GUARD = 'put what it does under `if __name__ == "__main__":`'
+
+
+def redraw(config: MiniMars, key: str, change: Change) -> tuple[np.ndarray, Drawn]:
+    """Draw one tracklet of a set again, with something changed: an experiment on one cause.
+
+    key: the tracklet's, such as "0002C1T0001" (`Split.key`). Returns its frames uint8 (T, H, W, 3),
+    encoded and decoded as those of the set, and the truth about them; with `Change()` both are the
+    set's own. ValueError: no such tracklet.
+    """
+    tracks = {_key(track): track for track in plan(config)}
+    if key not in tracks:
+        raise ValueError(f"{key!r} is no tracklet of {config.name}: see `Split.key`")
+    drawn = Drawer(config.seed, config.height, DIALS | config.dials, change).draw(tracks[key])
+    return np.stack([np.asarray(Image.open(BytesIO(jpeg))) for jpeg in drawn.jpegs]), drawn
+
+
+def _key(track: Track) -> str:
+    return frame_names(track.pid, track.camid, track.number, 1)[0][:11]
 
 
 def cache_path(root: Path | None = None) -> Path:

@@ -115,14 +115,23 @@ def shadow(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (1 - 0.45 * np.exp(-r)).astype(np.float32)[..., None]
 
 
-def thing(kind: str, rng: np.random.Generator, x: np.ndarray, y: np.ndarray):
-    """Draw a pole, bench or car standing at x = 0: colour (T, H, W, 3) and its mask (T, H, W)."""
+def thing(
+    kind: str, rng: np.random.Generator, x: np.ndarray, y: np.ndarray, board=((0.0, 1.0), 0.6)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a pole, bench or car standing at x = 0: colour (T, H, W, 3) and its mask (T, H, W).
+
+    Or a board: a plain rectangle from ((lower edge, upper edge), half its width), in metres.
+    """
     x, y = x[:, None, :], y[:, :, None]
     base = rng.uniform(0.1, 0.8, 3)
     if kind == "pole":
         half = rng.uniform(0.08, 0.17)
         mask = (np.abs(x) < half) & (y < 3)
         shade = 0.5 + 0.5 * np.sqrt(np.clip(1 - (x / half) ** 2, 0, 1)) + 0 * y
+    elif kind == "board":
+        (low, high), half = board
+        mask = (np.abs(x) < half) & (y > low) & (y < high)
+        shade = np.ones_like(x * y)
     elif kind == "bench":
         slat = (y % 0.11 < 0.085) & (y > 0.38) & (y < 0.95)
         legs = (np.abs(np.abs(x) - 0.6) < 0.05) & (y <= 0.38) & (y > -0.12)

@@ -1,6 +1,6 @@
 """Draw one tracklet of mini-MARS: a walking person, seen by a camera, with all that goes wrong."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 
 import numpy as np
@@ -30,6 +30,8 @@ DIALS = {
     "jitter": 0.5,  # how far the box shakes, slips off and cuts the person
     "blur": 0.5,  # motion blur
     "switch": 0.3,  # share of tracklets that jump to another person half-way
+    "cross": 0.0,  # people who cross between camera and person, up to two a tracklet
+    "slip": 0.0,  # a detector's failures: for some frames the box is far off
 }
 CHUNK = 16  # frames drawn at once
 FINER = 2  # rays per pixel and axis
@@ -45,6 +47,49 @@ class Track:
     number: int
     length: int
     person: Person | None
+
+
+@dataclass(frozen=True)
+class Thing:
+    """Something put into a tracklet on purpose, in front of the person or behind.
+
+    kind: one of OCCLUDERS, or "board", a plain rectangle. first, last: the frames in which it is
+    there, half open; default all. start, stop: metres right of the person at which it stands in the
+    first and in the last of them. span: metres above the ground of a board's lower and upper edge;
+    half: half its width in metres; low: metres by which anything else stands nearer to the camera.
+    seed: its colour, or who it is.
+    """
+
+    kind: str
+    first: int = 0
+    last: int | None = None
+    start: float = 0.0
+    stop: float = 0.0
+    span: tuple[float, float] = (0.0, 1.0)
+    half: float = 0.6
+    low: float = 0.15
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is drawn otherwise than chance said; None leaves it as it was.
+
+    person: who is shown (see `dataclasses.replace`: other clothes, no bag, another cadence).
+    front, behind: all that is in front or behind; () is nothing. background: the number of the
+    backdrop, 1..6 those of the cameras. drift: metres by which the backdrop moves in a frame,
+    besides its own way. box (3,) or (T, 3): metres right and up by which the box is off, and log of
+    its scale. switched: False keeps one person throughout. smear: False takes motion blur away.
+    """
+
+    person: Person | None = None
+    front: tuple[Thing, ...] | None = None
+    behind: tuple[Thing, ...] | None = None
+    background: int | None = None
+    drift: float = 0.0
+    box: tuple | np.ndarray | None = None
+    switched: bool | None = None
+    smear: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -78,14 +123,21 @@ def _smooth_walk(rng: np.random.Generator, length: int, columns: int) -> np.ndar
 
 
 class Drawer:
-    """Draws the tracklets of one set; holds its six cameras and their backdrops."""
+    """Draws the tracklets of one set; holds its six cameras and their backdrops.
 
-    def __init__(self, seed: int, height: int, dials: dict[str, float]):
+    change: what is drawn otherwise, in every tracklet.
+    """
+
+    def __init__(
+        self, seed: int, height: int, dials: dict[str, float], change: Change | None = None
+    ):
         self.seed, self.height, self.dials = seed, height, dials
+        self.change = change or Change()
         self.cameras = {c: camera(seed, c, dials["camera"]) for c in range(1, 7)}
         per_metre = height / 1.9
         self.panoramas = {
-            c: panorama(seed, c, per_metre, dials["background"]) for c in self.cameras
+            c: panorama(seed, self.change.background or c, per_metre, dials["background"])
+            for c in self.cameras
         }
 
     def _stream(self, track: Track, factor: str) -> np.random.Generator:
@@ -93,6 +145,7 @@ class Drawer:
 
     def draw(self, track: Track) -> Drawn:
         """Draw a tracklet, a few frames at a time."""
+        track = replace(track, person=self.change.person or track.person)
         cam = self.cameras[track.camid]
         walk = self._walk(track, cam)
         pieces = []
@@ -127,9 +180,11 @@ class Drawer:
         per_cycle = 4 * 0.48 * person.height * np.sin(person.stride)
         rng = self._stream(track, "place")
         walked = rng.uniform(0, 16) + per_cycle * person.cadence * t * np.sin(view)
+        walked = walked + self.change.drift * t
         rng = self._stream(track, "switch")
         late, chance = n * rng.uniform(0.5, 0.75), rng.random()
         switched = (t >= late) & (chance < 0.2 * self.dials["switch"]) & (n >= 8)
+        switched &= self.change.switched is not False
         return {
             "view": view * self.dials["view"], "phase": phase % 1, "walked": walked,
             "switched": switched, "jitter": self._jitter(track),
@@ -143,11 +198,25 @@ class Drawer:
         slip = rng.normal(0, (0.05, 0.06, 0.07))
         cut = (rng.random() < 0.15) * rng.uniform(0.15, 0.45)  # the box ends above the feet
         off = np.array(((track.pid == -1) * rng.choice((-0.4, 0.4)), 0, 0))  # junk slips off
-        return dial * (shake + slip + cut * np.array((0, -0.8, 0.8))) + off
+        if self.change.box is not None:
+            return np.broadcast_to(np.asarray(self.change.box, float), (n, 3))
+        return dial * (shake + slip + cut * np.array((0, -0.8, 0.8))) + off + self._slips(track)
+
+    def _slips(self, track: Track) -> np.ndarray:
+        """How far the box is off in bursts of a few frames, (T, 3)."""
+        rng, n = self._stream(track, "slip"), track.length
+        begins, lasts = rng.random(n), rng.integers(1, 5, n)
+        far = rng.uniform((0.2, -0.35, -0.2), (0.45, 0.35, 0.35), (n, 3))
+        far[:, 0] *= rng.choice((-1, 1), n)
+        off = np.zeros((n, 3))
+        for t in np.flatnonzero(begins < 0.09 * self.dials["slip"]):
+            off[t : t + lasts[t]] = far[t]
+        return off
 
     def _smear(self, track: Track) -> np.ndarray:
         rng = self._stream(track, "blur")
         some = np.clip(_smooth_walk(rng, track.length, 1)[:, 0] - 0.6, 0, 1)
+        some = some * (self.change.smear is not False)
         return np.clip(1.6 * some, 0, 1) * self.dials["blur"]
 
     def _grid(self, person: Person | None, jitter: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +235,7 @@ class Drawer:
         coarse_y = _pool(y[:, :, None, None], across=1)[:, :, 0, 0]
         image = backdrop(self.panoramas[cam.camid], coarse_x + w["walked"][:, None], coarse_y)
         image = self._others(track, cam, w, x, y, image)
-        parts = np.zeros((len(x), y.shape[1], x.shape[1]), np.uint8)
+        parts = np.zeros(_shape(x, y), np.uint8)
         if track.person is not None:
             figure, parts = self._figure(track, cam, w, x, y)
             image = _over(image * shadow(coarse_x, coarse_y), figure, parts > 0)
@@ -206,6 +275,10 @@ class Drawer:
 
     def _others(self, track: Track, cam: Camera, w: dict, x, y, image: np.ndarray) -> np.ndarray:
         """Draw somebody who walks behind the person, in some tracklets."""
+        if self.change.behind is not None:
+            for item in self.change.behind:
+                image = _over(image, *self._thing(item, track, cam, w, x, y))
+            return image
         rng = self._stream(track, "crowd")
         chance, who = rng.random(), draw_person(self.seed, int(rng.integers(10**8, 2 * 10**8)))
         at, speed = rng.uniform(-0.7, 0.7), rng.choice((0, 0, 1, -1)) * rng.uniform(0.02, 0.06)
@@ -223,17 +296,18 @@ class Drawer:
 
     def _front(self, track: Track, cam: Camera, w: dict, x, y) -> tuple[np.ndarray, np.ndarray]:
         """Draw what passes in front: colour (T, H, W, 3), 0 elsewhere, and its mask (T, H, W)."""
+        if self.change.front is not None:
+            return self._fronts(track, cam, w, x, y)
         rng = self._stream(track, "occlusion")
         chance, kind = rng.random(), OCCLUDERS[rng.integers(4)]
         middle, side = rng.uniform(0.15, 0.85) * track.length, rng.choice((-1, 1))
         frames = min(rng.uniform(6, 22), 0.8 * track.length)
         wide = {"pole": 0.9, "bench": 1.6, "car": 4.4, "person": 1.2}[kind]
         at = side * (w["time"] - middle) * wide / frames
-        colour = np.zeros((*x.shape[:1], y.shape[1], x.shape[1], 3), np.float32)
-        mask = np.zeros(colour.shape[:3], bool)
+        colour, mask = np.zeros((*_shape(x, y), 3), np.float32), np.zeros(_shape(x, y), bool)
         near = np.abs(at) < wide
         if chance >= 0.8 * self.dials["occlusion"] or not near.any():
-            return colour, mask
+            return self._crossing(track, cam, w, x, y, colour, mask)
         shifted, low = x[near] - at[near, None], y[near] + rng.uniform(0.08, 0.25)
         if kind == "person":
             who = draw_person(self.seed, int(rng.integers(10**8, 2 * 10**8)))
@@ -243,7 +317,55 @@ class Drawer:
             mask[near] = parts > 0
         else:
             colour[near], mask[near] = thing(kind, rng, shifted, low)
+        return self._crossing(track, cam, w, x, y, colour, mask)
+
+    def _crossing(self, track: Track, cam: Camera, w: dict, x, y, colour, mask):
+        """Draw people who cross near the camera, over what is in front already."""
+        for number in range(2):
+            rng = self._stream(track, f"cross {number}")
+            if rng.random() >= 0.7 * self.dials["cross"]:
+                continue
+            frames, middle = rng.uniform(5, 16), rng.uniform(0, 1) * track.length
+            side, low, who = rng.choice((-1, 1)), rng.uniform(0.1, 0.4), int(rng.integers(10**8))
+            first = int(middle - frames / 2)
+            item = Thing("person", first, int(first + frames) + 1, -side, side, low=low, seed=who)
+            colour, mask = self._put(item, track, cam, w, x, y, colour, mask)
         return colour, mask
+
+    def _fronts(self, track: Track, cam: Camera, w: dict, x, y) -> tuple[np.ndarray, np.ndarray]:
+        colour, mask = np.zeros((*_shape(x, y), 3), np.float32), np.zeros(_shape(x, y), bool)
+        for item in self.change.front:
+            colour, mask = self._put(item, track, cam, w, x, y, colour, mask)
+        return colour, mask
+
+    def _put(self, item: Thing, track: Track, cam: Camera, w: dict, x, y, colour, mask):
+        new, where = self._thing(item, track, cam, w, x, y)
+        return np.where(where[..., None], new, colour), mask | where
+
+    def _thing(self, item: Thing, track: Track, cam: Camera, w: dict, x, y):
+        """Draw a thing where it is: colour (T, H, W, 3), 0 elsewhere, and its mask (T, H, W)."""
+        last = track.length if item.last is None else item.last
+        way = (w["time"] - item.first) / max(last - 1 - item.first, 1)
+        there = (w["time"] >= item.first) & (w["time"] < last)
+        if not there.any():
+            return np.zeros((*_shape(x, y), 3), np.float32), np.zeros(_shape(x, y), bool)
+        right = x - (item.start + (item.stop - item.start) * way)[:, None]
+        up = y + (0 if item.kind == "board" else item.low)
+        if item.kind == "person":
+            who = draw_person(self.seed, 10**8 + item.seed)
+            view = np.full(len(x), np.pi / 2 * np.sign(item.stop - item.start))
+            phase = who.cadence * w["time"]
+            colour, parts = draw_figure(who, phase, view, cam.tilt, right, up, cam.light)
+            mask = parts > 0
+        else:
+            size = item.span, item.half
+            colour, mask = thing(item.kind, stream(self.seed, "thing", item.seed), right, up, size)
+        mask = mask & there[:, None, None]
+        return colour * mask[..., None], mask
+
+
+def _shape(x: np.ndarray, y: np.ndarray) -> tuple[int, int, int]:
+    return len(x), y.shape[1], x.shape[1]
 
 
 def _pool(fine: np.ndarray, down: int = FINER, across: int = FINER) -> np.ndarray:

@@ -25,7 +25,7 @@ from vreid_course.training import extract_frames
 
 HEADS = ("mean", "agreement", "rhythm", "rhythm, fixed weight")
 DIM, QUERIES, NEAREST = 64, 256, 10
-STUDY = [
+ROWS = [
     {"footing": "queries"},
     *[{"footing": "kept", "head": head, "seed": seed} for seed in (0, 1, 2) for head in HEADS],
     *[{"footing": "index", "head": head, "rows": rows} for rows in (100_000, 1_000_000)
@@ -34,7 +34,7 @@ STUDY = [
 
 
 def measure(row: dict) -> dict:
-    """Fill a row of STUDY."""
+    """Fill a row of ROWS."""
     if row["footing"] == "queries":
         return {"scale": scale().name} | kinds(study_data(scale())[1])
     if row["footing"] == "kept":

@@ -64,6 +64,18 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _lesson_commands(commands)
+    _search_command(commands)
+    _class_commands(commands)
+    command = commands.add_parser("contrasts", help="the papers' differences beside ours, a score")
+    command.set_defaults(run=lambda options: print(contrasts.write()))
+    command = commands.add_parser("backbone", help="make data/weights/KIND_backbone.pt again")
+    command.add_argument("kind", nargs="?", default="identity", choices=("identity", "course"))
+    command.set_defaults(run=lambda options: print(backbone.make(options.kind)))
+    return parser
+
+
+def _lesson_commands(commands: argparse._SubParsersAction) -> None:
     for name, run, text in (
         ("train", _train, "train a lesson's network"),
         ("evaluate", _evaluate, "test a trained network: mAP and rank-k"),
@@ -86,14 +98,6 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--workers", type=at_least(0), default=0, help=text)
             text = "replace frames that cannot be read by the one before, and count them"
             command.add_argument("--skip-bad", action="store_true", help=text)
-    _search_command(commands)
-    _class_commands(commands)
-    command = commands.add_parser("contrasts", help="the papers' differences beside ours, a score")
-    command.set_defaults(run=lambda options: print(contrasts.write()))
-    command = commands.add_parser("backbone", help="make data/weights/KIND_backbone.pt again")
-    command.add_argument("kind", nargs="?", default="identity", choices=("identity", "course"))
-    command.set_defaults(run=lambda options: print(backbone.make(options.kind)))
-    return parser
 
 
 def _search_command(commands: argparse._SubParsersAction) -> None:
@@ -193,7 +197,10 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _study(options: argparse.Namespace) -> None:
-    rows, measure = study.find(options.lesson)
+    try:
+        rows, measure = study.find(options.lesson)
+    except ImportError as error:
+        raise ValueError(f"{options.lesson} has no study ({error})") from None
     committed = scale().name == "mini" and not os.environ.get("VREID_DATA")
     place = study.RESULTS if committed else writable(_place("study"), CURE)
     if os.environ.get("VREID_DATA"):

@@ -54,6 +54,14 @@ def parser() -> argparse.ArgumentParser:
     new = commands.add_parser("draw", help="draw a mini-MARS: artificial people with known truth")
     _draw_arguments(new)
 
+    _set_commands(commands)
+
+    video = commands.add_parser("from-video", help="cut the people out of videos of your own")
+    _video_arguments(video)
+    return top
+
+
+def _set_commands(commands: argparse._SubParsersAction) -> None:
     check = commands.add_parser("check", help="print the counts of a set, or its first faults")
     check.add_argument("dir", type=path, help="holds bbox_train, bbox_test and info")
     check.add_argument("--frames", action="store_true", help="open every picture too (minutes)")
@@ -74,10 +82,6 @@ def parser() -> argparse.ArgumentParser:
     other.add_argument(
         "--seed", type=at_least(0), default=0, help="which half to train on (0); not LS-VID"
     )
-
-    video = commands.add_parser("from-video", help="cut the people out of videos of your own")
-    _video_arguments(video)
-    return top
 
 
 def _video_arguments(video: argparse.ArgumentParser) -> None:

@@ -30,19 +30,7 @@ def building(out: str | Path, key: str = "") -> Iterator[Path]:
     out = Path(out).expanduser().resolve()
     part = out.with_name(out.name + ".part")
     plan = part / "plan.txt"
-    try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise MarsError(f"{out}: is there already: name a new folder")
-        if key and plan.is_file() and plan.read_text("utf-8") != key:
-            shutil.rmtree(part)  # of other videos, boxes or settings
-        part.mkdir(parents=True, exist_ok=bool(key and plan.is_file()))
-        if key:
-            plan.write_text(key, "utf-8", errors="backslashreplace")
-    except FileExistsError:
-        fault = "left by a run that was killed, or in use by another: delete it and try again"
-        raise MarsError(f"{part}: {fault}") from None
-    except OSError as error:
-        raise MarsError(f"{out}: cannot be made ({error.strerror}): name another folder") from error
+    _begin(out, part, plan, key)
     stays = False
     try:
         yield part
@@ -58,6 +46,23 @@ def building(out: str | Path, key: str = "") -> Iterator[Path]:
     finally:
         if not stays:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _begin(out: Path, part: Path, plan: Path, key: str) -> None:
+    """Make the folder `part`, or take what a run with the same key has left there."""
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise MarsError(f"{out}: is there already: name a new folder")
+        if key and plan.is_file() and plan.read_text("utf-8") != key:
+            shutil.rmtree(part)  # of other videos, boxes or settings
+        part.mkdir(parents=True, exist_ok=bool(key and plan.is_file()))
+        if key:
+            plan.write_text(key, "utf-8", errors="backslashreplace")
+    except FileExistsError:
+        fault = "left by a run that was killed, or in use by another: delete it and try again"
+        raise MarsError(f"{part}: {fault}") from None
+    except OSError as error:
+        raise MarsError(f"{out}: cannot be made ({error.strerror}): name another folder") from error
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -142,11 +147,9 @@ def counts(mars: Mars) -> list[str]:
         "query": (test, mars.query),
     }
     form = "{:14}{:>6}{:>10}{:>10}   {:26}{}"
-    spread = "min / median / mean / max"
     last = max(6, test.camids.max(), mars.train.camids.max(initial=0))
-    lines = [
-        form.format("", "ids", "tracklets", "frames", spread, f"tracklets of camera 1..{last}")
-    ]
+    title = ("", "ids", "tracklets", "frames", "min / median / mean / max")
+    lines = [form.format(*title, f"tracklets of camera 1..{last}")]
     for name, (split, rows) in groups.items():
         pids, lengths, spread = split.pids[rows], split.lengths[rows], ""
         if len(pids):

@@ -41,6 +41,7 @@ from .truth import pack, write_archive
 VERSION = 1  # of the drawing: a new number means new pictures
 DATA = Path(__file__).parents[2] / "data"
 ATTRIBUTES_CSV = "mini_mars_attributes.csv"
+GUARD = 'put what it does under `if __name__ == "__main__":`'
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,9 @@ def mini_mars(config: MiniMars | None = None, root: Path | None = None) -> Mars:
         raise MarsError(f"{error}; or delete {out}, it is drawn again") from None
 
 
-GUARD = 'put what it does under `if __name__ == "__main__":`'
+def _stop_without_guard() -> None:
+    if getattr(current_process(), "_inheriting", False):  # a worker that is importing the script
+        sys.exit(f"error: drawing starts processes, which run the script again: {GUARD}")
 
 
 def redraw(config: MiniMars, key: str, change: Change) -> tuple[np.ndarray, Drawn]:
@@ -198,10 +201,8 @@ def draw(config: MiniMars, out: Path, workers: int | None = None) -> Path:
     It is drawn in `out`.partial and renamed when complete; a drawing that was stopped goes on where
     it stopped. Two processes that want the same set draw it once. MarsError if the disk is full.
     """
-    out = Path(out)
-    partial = out.with_name(out.name + ".partial")
-    if getattr(current_process(), "_inheriting", False):  # a worker that is importing the script
-        sys.exit(f"error: drawing starts processes, which run the script again: {GUARD}")
+    out, partial = Path(out), Path(out).with_name(Path(out).name + ".partial")
+    _stop_without_guard()
     try:
         if not out.exists():
             cache_folder(out.parent)

@@ -16,7 +16,6 @@ from vreid_course import lessons, study
 from vreid_course.data.mars import Mars
 from vreid_course.drawing.render import PARTS
 from vreid_course.drawing.truth import Truth
-from vreid_course.files import cache_folder
 from vreid_course.loader import FrameStore, augment, normalise
 from vreid_course.metrics import bootstrap, distances, evaluate, evaluate_distances
 from vreid_course.nets import Baseline

@@ -11,14 +11,14 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from vreid_course import answers, backbone, classroom, devices, lessons, study
+from vreid_course import answers, classroom, devices, lessons, study
 from vreid_course.command import Parser, at_least, path
 from vreid_course.data.known import same_set
 from vreid_course.data.mars import NO_QUERIES, MarsError, read_mars
 from vreid_course.files import cache_path, one_line, writable
 from vreid_course.nets import resnet
 from vreid_course.scales import course_data, scale
-from vreid_course.studies import contrasts
+from vreid_course.studies import backbone, contrasts
 from vreid_course.training import load_checkpoint
 
 EPILOG = """examples

@@ -147,12 +147,13 @@ def summary(result: Result) -> dict[str, str]:
 
 def find(name: str) -> tuple[list[dict], Callable[[dict], dict]]:
     """Rows and `measure` of a study: "gates", or a lesson's, "01_baseline"; ValueError: none."""
-    if name in lessons.names() and hasattr(lessons.load(name), "STUDY"):
-        return lessons.load(name).STUDY, lessons.load(name).measure
-    module = name.lstrip("0123456789_")
-    if not importlib.util.find_spec(f"vreid_course.studies.{module}"):
+    lesson = lessons.load(name) if name[:1].isdigit() else None
+    if hasattr(lesson, "STUDY"):
+        return lesson.STUDY, lesson.measure
+    module = f"vreid_course.studies.{name.lstrip('0123456789_')}"
+    if not importlib.util.find_spec(module):
         raise ValueError(f"no study {name!r}: name a lesson that has one, or gates, compare, ...")
-    found = importlib.import_module(f"vreid_course.studies.{module}")
+    found = importlib.import_module(module)
     if not hasattr(found, "ROWS"):
         raise ValueError(f"{name} has no rows to measure: its tables are made from others")
     return found.ROWS, found.measure

@@ -215,10 +215,10 @@ def test_films_show_who_their_boxes_say(street):
     for c in (1, 2):
         pictures = [picture.astype(int) for picture, _ in Video(place / f"{c}.avi")]
         assert len(pictures) == 70 and {walked[i].camera for _, i, *_ in boxes[c]} == {c}
-        empty = next(t for t in range(1, 71) if t not in {b[0] for b in boxes[c]})
+        empty = np.median(pictures, 0)
         for frame, _, x, y, w, h in boxes[c]:
             if x > 0 and x + w < 480:
-                change = np.abs(pictures[frame - 1] - pictures[empty - 1]).max(2) > 40
+                change = np.abs(pictures[frame - 1] - empty).max(2) > 40
                 assert change[y : y + h, x : x + w].mean() > 0.2
                 assert change[y : y + h].sum() < 3 * w * h
         found = read_boxes(place / f"{c}.txt")

@@ -87,8 +87,8 @@ def fit(
     skip_bad: see `FrameStore`; how many frames it replaced is printed. ValueError, before a frame
     is read, for a number of processes that the recipe does not fit.
     """
-    given = isinstance(split, FrameStore)
-    store = split if given else FrameStore(split, at.size, skip_bad=skip_bad)
+    plain = isinstance(split, Split)  # else it is a store already
+    store = FrameStore(split, at.size, skip_bad=skip_bad) if plain else split
     numbers, processes = recipe.fitting(store.split), devices.processes()
     if processes not in numbers:
         known = ", ".join(map(str, numbers))

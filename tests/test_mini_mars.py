@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from threading import Thread
@@ -21,7 +22,17 @@ from vreid_course.data.attributes import read_attributes
 from vreid_course.data.mars import Mars, MarsError, read_mars
 from vreid_course.drawing import mini_mars as module
 from vreid_course.drawing.figures import CADENCES
-from vreid_course.drawing.mini_mars import ATTRIBUTES_CSV, MiniMars, draw, mini_mars, plan
+from vreid_course.drawing.mini_mars import (
+    ATTRIBUTES_CSV,
+    STREET_DIALS,
+    MiniMars,
+    draw,
+    mini_mars,
+    plan,
+    redraw,
+)
+from vreid_course.drawing.render import PARTS
+from vreid_course.drawing.tracklets import Change, Thing
 from vreid_course.drawing.truth import Truth
 from vreid_course.histogram import colour_histograms
 from vreid_course.metrics import evaluate
@@ -444,3 +455,89 @@ def test_progress_is_shown_while_there_is_something_to_draw(tmp_path, capsys):
     assert "drawing mini-MARS: 100%" in capsys.readouterr().out
     draw(TINY, tmp_path / "set", workers=1)
     assert capsys.readouterr().out == ""
+
+
+STREET_TINY = MiniMars(2, 6, frames=(10, 14), hard=0.0, dials=STREET_DIALS)
+
+
+def some_tracklet(mars: Mars) -> int:
+    return int(np.flatnonzero(mars.test.pids > 0)[1])
+
+
+def test_redrawn_without_a_change_a_tracklet_is_the_sets_own(root):
+    mars = mini_mars(STREET_TINY, root)
+    i = some_tracklet(mars)
+    frames, drawn = redraw(STREET_TINY, mars.test.key(i), Change())
+    assert (frames == mars.test.frames(i)).all()
+    assert (drawn.parts == Truth(mars.test).parts(i)).all()
+    with pytest.raises(ValueError, match="'9999C1T0001' is no tracklet"):
+        redraw(STREET_TINY, "9999C1T0001", Change())
+
+
+def test_what_stands_in_front_is_what_was_asked_for_and_the_truth_knows_it(root):
+    mars = mini_mars(STREET_TINY, root)
+    key, steady = mars.test.key(some_tracklet(mars)), {"behind": (), "box": (0, 0, 0)}
+    open_, nothing = redraw(STREET_TINY, key, Change(front=(), switched=False, **steady))
+    assert not nothing.occluder.any() and not nothing.switched.any() and not nothing.jitter.any()
+    legs = Thing("board", first=2, last=6, span=(0.0, 0.8), half=1.0)
+    frames, drawn = redraw(STREET_TINY, key, Change(front=(legs,), switched=False, **steady))
+    assert drawn.occluder.any((1, 2)).nonzero()[0].tolist() == [2, 3, 4, 5]
+    feet, head = PARTS.index("feet"), PARTS.index("head")
+    assert drawn.occluder[3][drawn.parts[3] == feet].all()
+    assert not drawn.occluder[3][drawn.parts[3] == head].any()
+    assert (frames[0] == open_[0]).all() and (frames[3] != open_[3]).any()
+
+
+@pytest.mark.parametrize("kind", ["pole", "bench", "car", "person"])
+def test_everything_that_can_be_put_in_front_moves_and_hides(kind, root):
+    mars = mini_mars(STREET_TINY, root)
+    key = mars.test.key(some_tracklet(mars))
+    item = Thing(kind, first=1, start=-3.0, stop=3.0, seed=3)
+    drawn = redraw(STREET_TINY, key, Change(front=(item,), behind=(), box=(0, 0, 0)))[1]
+    there = drawn.occluder.any((1, 2)).nonzero()[0]
+    assert drawn.occluded.max() > 0.02 and not {0, len(drawn.occluder) - 1} & {*there}
+    columns = [np.nonzero(drawn.occluder[t].any(0))[0] for t in (there[0], there[-1])]
+    assert columns[0].min() < 32 < columns[1].max(), "it comes from the left"
+
+
+def test_a_bag_taken_off_another_backdrop_another_cadence(root):
+    mars = mini_mars(STREET_TINY, root)
+    key = mars.test.key(some_tracklet(mars))
+    track = next(t for t in plan(STREET_TINY) if t.pid > 0 and t.folder == "bbox_test")
+    bare = {"backpack": 0, "shoulder bag": 0, "handbag": 0, "hat": 0}
+    calm = {"front": (), "behind": (), "switched": False}
+    with_bag, without = (
+        redraw(STREET_TINY, key, Change(
+            person=replace(track.person, attributes=track.person.attributes | bare | more), **calm
+        ))[1]
+        for more in ({"handbag": 1}, {})
+    )  # fmt: skip
+    assert (with_bag.parts == PARTS.index("handbag")).any()
+    assert not (without.parts == PARTS.index("handbag")).any()
+    one, other = (redraw(STREET_TINY, key, Change(background=b, **calm)) for b in (1, 9))
+    same = one[1].parts > 0
+    assert (one[1].parts == other[1].parts).all()
+    moved = np.abs(one[0].astype(int) - other[0]).mean(-1)
+    assert moved[~same].mean() > 4 * moved[same].mean()
+    slow = replace(track.person, cadence=1 / 40)
+    phase = redraw(STREET_TINY, key, Change(person=slow, **calm))[1].phase
+    assert np.allclose(np.diff(np.unwrap(2 * np.pi * phase)), 2 * np.pi / 40, atol=1e-4)
+
+
+def test_people_cross_and_boxes_slip_only_where_the_dials_say_so(root):
+    calm = dict(train_ids=0, test_ids=8, frames=(10, 14), hard=0.0)
+    still, cross, slip = (
+        drawn(root, **calm, dials=tuple((CALM | more).items()))
+        for more in ({}, {"cross": 1.0}, {"slip": 1.0})
+    )
+    seen = [
+        [Truth(mars.test).frames(i) for i in np.flatnonzero(mars.test.pids > 0)]
+        for mars in (still, cross, slip)
+    ]
+    hidden, off = (
+        [np.concatenate([getattr(s, name) for s in part]) for part in seen]
+        for name in ("occluded", "right")
+    )
+    assert hidden[0].max() == 0 and (hidden[1] > 0.1).mean() > 0.1 and hidden[2].max() == 0
+    assert not off[0].any() and not off[1].any()
+    assert 0.05 < (np.abs(off[2]) > 0.15).mean() < 0.5

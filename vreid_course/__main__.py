@@ -77,12 +77,16 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--steps", type=int, help="default: those of the recipe")
             command.add_argument("--workers", type=int, default=0, help="processes that load data")
     _class_commands(commands)
+    _table_commands(commands)
+    return parser
+
+
+def _table_commands(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("contrasts", help="the papers' differences beside ours, a score")
     command.set_defaults(run=lambda options: print(contrasts.write()))
     command = commands.add_parser("backbone", help="make data/weights/KIND_backbone.pt again")
     command.add_argument("kind", nargs="?", default="identity", choices=("identity", "course"))
     command.set_defaults(run=lambda options: print(backbone.make(options.kind)))
-    return parser
 
 
 def _class_commands(commands: argparse._SubParsersAction) -> None:

@@ -116,15 +116,16 @@ def summary(result: Result) -> dict[str, str]:
 
 
 def find(name: str) -> tuple[list[dict], Callable[[dict], dict]]:
-    """Rows and `measure` of a study: "gates", or a lesson's, "08_compare"; ValueError: none."""
-    module = f"vreid_course.studies.{name.lstrip('0123456789_')}"
-    if importlib.util.find_spec(module):
-        found = importlib.import_module(module)
-        return found.ROWS, found.measure
-    lesson = lessons.load(name)
-    if not hasattr(lesson, "STUDY"):
-        raise ValueError(f"{name} has no study: its notebook exports no STUDY")
-    return lesson.STUDY, lesson.measure
+    """Rows and `measure` of a study: "gates", or a lesson's, "01_baseline"; ValueError: none."""
+    if name in lessons.names() and hasattr(lessons.load(name), "STUDY"):
+        return lessons.load(name).STUDY, lessons.load(name).measure
+    module = name.lstrip("0123456789_")
+    if not importlib.util.find_spec(f"vreid_course.studies.{module}"):
+        raise ValueError(f"no study {name!r}: name a lesson that has one, or gates, compare, ...")
+    found = importlib.import_module(f"vreid_course.studies.{module}")
+    if not hasattr(found, "ROWS"):
+        raise ValueError(f"{name} has no rows to measure: its tables are made from others")
+    return found.ROWS, found.measure
 
 
 def run(

@@ -5,14 +5,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from vreid_course import lessons, study
-from vreid_course.drawing.mini_mars import cache_folder
+from vreid_course import study
 from vreid_course.histogram import tracklet_histograms
 from vreid_course.metrics import evaluate
 from vreid_course.nets import Baseline, resnet
 from vreid_course.scales import Scale, scale
-from vreid_course.studies import gates, ground
-from vreid_course.training import in_bfloat16
+from vreid_course.studies import compare, gates, ground
 
 STEPS = (400, 100, 200)
 ROWS = [{"method": m, "steps": 0, "seed": 0}
@@ -22,19 +20,14 @@ ROWS += [{"method": "baseline", "steps": s, "seed": seed} for seed in (0, 1, 2) 
 
 def network(row: dict, at: Scale) -> Baseline:
     """The network of a row; that of 400 steps is the one whose oracles `gates` measures."""
-    trained = row["method"] == "baseline"
-    if row["method"] != "random weights" and (row["steps"] == at.steps or not trained):
-        return gates.network("trained" if trained else "untrained", row["seed"], at)
-    lesson, store = lessons.load("01_baseline"), ground.store("train", at)
-    torch.manual_seed(row["seed"])
-    trunk = ground.start(at) if trained else resnet(at.backbone)
-    model = lesson.build(len(np.unique(store.split.pids)), trunk)
-    if trained:
-        recipe = ground.recipe(at, old=lambda model: model.trunk.parameters())
-        recipe = replace(recipe, steps=row["steps"])
-        folder = cache_folder() / "runs" / f"baseline_{row['seed']}_{row['steps']}_{at.name}"
-        study.fit(model, in_bfloat16(lesson.loss), recipe, store, at, row["seed"], folder)
-    return model.eval()
+    if row["method"] == "baseline":
+        at = replace(at, steps=row["steps"])
+        return compare.trained("mean", "common", at, row["seed"]).eval()
+    model = gates.network("untrained", row["seed"], at)
+    if row["method"] == "random weights":
+        torch.manual_seed(row["seed"])
+        model = Baseline(1, resnet(at.backbone)).eval()
+    return model
 
 
 def measure(row: dict) -> dict:

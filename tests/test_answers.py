@@ -208,8 +208,14 @@ def test_no_queries_is_said(small, capsys):
 def test_a_broken_frame_is_the_same_line_with_workers_and_can_be_skipped(
     small, monkeypatch, capsys, workers
 ):
-    real = cli.study.FrameStore
-    monkeypatch.setattr(cli.study, "FrameStore", lambda *a, **k: real(*a, memory=0, **k))
+
+    class Large(cli.study.FrameStore):
+        """A set that does not fit in memory: workers read the pictures."""
+
+        def __init__(self, split, size, skip_bad=False):
+            super().__init__(split, size, memory=0, skip_bad=skip_bad)
+
+    monkeypatch.setattr(cli.study, "FrameStore", Large)
     for path in read_mars(small / "a" / "MARS").train.paths(0):
         path.write_bytes(path.read_bytes()[:-300])
     command = ["train", "01_baseline", "--steps", 6, "--workers", workers]

@@ -93,7 +93,7 @@ def _alias(x):
 def _handed(x, here: bool):
     if not isinstance(x, Tensor) or not here:
         return x
-    if x.dtype == torch.float64 and KIND == "mac":
+    if x.dtype == torch.float64 and x.dim() and KIND == "mac":
         raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
     return seen_from(x, ELSEWHERE)
 

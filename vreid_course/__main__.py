@@ -175,7 +175,7 @@ def _train(options: argparse.Namespace) -> None:
     if (folder / "last.pt").exists():
         print(f"going on from {folder / 'last.pt'}; to start again, delete it")
     numbers = ", ".join(map(str, recipe.fitting(split)))
-    print(f"its batches can be shared by {numbers} processes (torchrun --nproc_per_node)")
+    print(f"numbers of processes that can share its batches: {numbers}")
     more = folder, options.workers, 60 * options.minutes, options.skip_bad
     study.fit(model, lesson.loss, recipe, split, at, options.seed, *more)
     print(f"trained {recipe.steps} steps: {folder / 'last.pt'}")

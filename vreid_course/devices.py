@@ -13,10 +13,10 @@ Device = torch.device
 def device() -> Device:
     """The accelerator of this machine (CUDA, Apple's MPS, Intel's XPU, ...), else the CPU.
 
-    Of several processes each has its own, by its LOCAL_RANK.
+    Of several processes each has its own, by its LOCAL_RANK. VREID_DEVICE=cpu stays on the CPU.
     """
     found = torch.accelerator.current_accelerator(check_available=True)
-    if found is None:
+    if found is None or os.environ.get("VREID_DEVICE") == "cpu":
         return Device("cpu")
     return Device(found.type, int(os.environ.get("LOCAL_RANK", 0)))
 

@@ -18,7 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    gather_object,
+)
 from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -52,7 +56,9 @@ class _Objective(nn.Module):
         self.model, self.loss = model, loss
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.loss(self.model, batch)
+        total, parts = self.loss(self.model, batch)
+        shown = {key: torch.as_tensor(x, device=total.device).detach() for key, x in parts.items()}
+        return total, shown
 
 
 def train(
@@ -123,9 +129,8 @@ class _Run:
             self.scaler.scale(total).backward()
             self.scaler.step(self.optimiser)
             self.scaler.update()
-            values = [torch.as_tensor(x, device=self.where).detach().float()
-                      for x in (total, *parts.values())]  # fmt: skip
-            values = self.accelerator.reduce(torch.stack(values), "mean")
+            values = torch.stack([x.detach().float() for x in (total, *parts.values())])
+            values = self.accelerator.reduce(values, "mean")
         before, self.waiting = self.waiting, (step, lr, ("loss", *parts), values)
         self.read(before)
 
@@ -388,8 +393,13 @@ def _accelerator() -> Accelerator:
     on_cpu = devices.device().type == "cpu"
     if on_cpu:
         _keep_freed_memory()
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=3))  # one may prepare for all
-    return Accelerator(mixed_precision="no", cpu=on_cpu, kwargs_handlers=[patience])
+    together = [
+        InitProcessGroupKwargs(timeout=timedelta(hours=3)),  # one may prepare for all
+        DistributedDataParallelKwargs(
+            find_unused_parameters=True
+        ),  # not every loss uses every head
+    ]
+    return Accelerator(mixed_precision="no", cpu=on_cpu, kwargs_handlers=together)
 
 
 @contextmanager

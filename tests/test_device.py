@@ -73,11 +73,11 @@ def test_on_an_accelerator():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "some"),
-    [("t4", "train or named or comes_back"), ("mac", "every_method or stages or cost")],
+    [("t4", "resume or named or mean"), ("mac", "every_method or stages or cost")],
 )
 def test_on_an_accelerator_that_has_less(kind, some):
     """A T4 computes in float16, with a loss that is scaled; a Mac has no float64."""
-    assert on_the_pretend_accelerator(kind, "-k", some) > 15
+    assert on_the_pretend_accelerator(kind, "-k", some) >= 3
 
 
 def test_what_is_fast_where(monkeypatch):

@@ -26,14 +26,14 @@ def test_training_validation_and_test_people_are_different(at):
 
 
 def test_the_test_clips_share_the_tracklet_out_and_each_covers_it():
-    clips = [ground.parts(48, None, 8, part) for part in range(ground.CLIPS)]
+    clips = [ground.parts(48, None, 4, part) for part in range(ground.CLIPS)]
     assert sorted(np.concatenate(clips).tolist()) == list(range(1, 48, 3))
     for clip in clips:
-        assert clip[0] < 6 and clip[-1] > 41 and (np.diff(clip) > 0).all()
+        assert clip[0] < 12 and clip[-1] > 36 and (np.diff(clip) > 0).all()
     for length in range(1, 40):
         for part in range(ground.CLIPS):
-            picked = ground.parts(length, None, 8, part)
-            assert len(picked) == 8 and picked.min() >= 0 and picked.max() < length
+            picked = ground.parts(length, None, 4, part)
+            assert len(picked) == 4 and picked.min() >= 0 and picked.max() < length
 
 
 def test_bare_and_cut_out_frames_are_those_of_the_truth(at):

@@ -18,12 +18,13 @@ from tiny import tiny_split
 from torch import nn
 from torchvision.models import ResNet50_Weights
 
-from vreid_course import __main__, backbone, lessons, loader, nets, sampling, study, training
+from vreid_course import __main__, lessons, loader, nets, sampling, study, training
 from vreid_course.data.mars import Mars
 from vreid_course.loader import ClipBatches, FrameStore
 from vreid_course.losses import batch_hard_triplet
 from vreid_course.nets import Baseline, resnet
 from vreid_course.scales import scale
+from vreid_course.studies import backbone
 
 SIZE = (32, 16)
 PIDS = torch.tensor([0, 0, 1, 1])

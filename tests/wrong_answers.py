@@ -145,67 +145,84 @@ WRONG_ANSWERS = {
     negative = (d * (1 - same)).sum(1) / (1 - same).sum(1)
     return (positive - negative + margin).clamp(min=0).mean()""",
     ],
-    ("01_baseline", "ranked-hits"): [
+    ("01_baseline", "query-ap"): [
         # nothing is removed
-        """def ranked_hits(distance, pids, camids, pid, camid):
-    return (pids[np.argsort(distance)] == pid).astype(int)""",
+        """def query_ap(distance, pids, camids, pid, camid):
+    ranks = np.flatnonzero(pids[np.argsort(distance)] == pid) + 1
+    return float(np.mean(np.arange(1, len(ranks) + 1) / ranks)) if len(ranks) else float("nan")""",
         # junk stays
-        """def ranked_hits(distance, pids, camids, pid, camid):
+        """def query_ap(distance, pids, camids, pid, camid):
     order = np.argsort(distance)
     pids, camids = pids[order], camids[order]
-    return (pids[~((pids == pid) & (camids == camid))] == pid).astype(int)""",
+    ranks = np.flatnonzero(pids[~((pids == pid) & (camids == camid))] == pid) + 1
+    return float(np.mean(np.arange(1, len(ranks) + 1) / ranks)) if len(ranks) else float("nan")""",
         # the own camera stays
-        """def ranked_hits(distance, pids, camids, pid, camid):
+        """def query_ap(distance, pids, camids, pid, camid):
     pids = pids[np.argsort(distance)]
-    return (pids[pids != -1] == pid).astype(int)""",
+    ranks = np.flatnonzero(pids[pids != -1] == pid) + 1
+    return float(np.mean(np.arange(1, len(ranks) + 1) / ranks)) if len(ranks) else float("nan")""",
+        # the own camera counts as wrong instead of not at all
+        """def query_ap(distance, pids, camids, pid, camid):
+    order = np.argsort(distance)
+    pids, camids = pids[order], camids[order]
+    pids, camids = pids[pids != -1], camids[pids != -1]
+    ranks = np.flatnonzero((pids == pid) & (camids != camid)) + 1
+    return float(np.mean(np.arange(1, len(ranks) + 1) / ranks)) if len(ranks) else float("nan")""",
         # everybody in the own camera goes
-        """def ranked_hits(distance, pids, camids, pid, camid):
+        """def query_ap(distance, pids, camids, pid, camid):
     order = np.argsort(distance)
     pids, camids = pids[order], camids[order]
-    return (pids[(pids != -1) & (camids != camid)] == pid).astype(int)""",
+    ranks = np.flatnonzero(pids[(pids != -1) & (camids != camid)] == pid) + 1
+    return float(np.mean(np.arange(1, len(ranks) + 1) / ranks)) if len(ranks) else float("nan")""",
         # distractors go as well
-        """def ranked_hits(distance, pids, camids, pid, camid):
+        """def query_ap(distance, pids, camids, pid, camid):
     order = np.argsort(distance)
     pids, camids = pids[order], camids[order]
-    return (pids[(pids > 0) & ~((pids == pid) & (camids == camid))] == pid).astype(int)""",
+    ranks = np.flatnonzero(pids[(pids > 0) & ~((pids == pid) & (camids == camid))] == pid) + 1
+    return float(np.mean(np.arange(1, len(ranks) + 1) / ranks)) if len(ranks) else float("nan")""",
         # the farthest first
-        """def ranked_hits(distance, pids, camids, pid, camid):
+        """def query_ap(distance, pids, camids, pid, camid):
     order = np.argsort(-distance)
     pids, camids = pids[order], camids[order]
     removed = (pids == -1) | ((pids == pid) & (camids == camid))
-    return (pids[~removed] == pid).astype(int)""",
-        # not sorted
-        """def ranked_hits(distance, pids, camids, pid, camid):
-    removed = (pids == -1) | ((pids == pid) & (camids == camid))
-    return (pids[~removed] == pid).astype(int)""",
+    ranks = np.flatnonzero(pids[~removed] == pid) + 1
+    return float(np.mean(np.arange(1, len(ranks) + 1) / ranks)) if len(ranks) else float("nan")""",
         # sorted, but the masks are not
-        """def ranked_hits(distance, pids, camids, pid, camid):
+        """def query_ap(distance, pids, camids, pid, camid):
     order = np.argsort(distance)
     removed = (pids == -1) | ((pids == pid) & (camids == camid))
-    return (pids[order][~removed] == pid).astype(int)""",
+    ranks = np.flatnonzero(pids[order][~removed] == pid) + 1
+    return float(np.mean(np.arange(1, len(ranks) + 1) / ranks)) if len(ranks) else float("nan")""",
+        # 0 where there is nothing to find
+        """def query_ap(distance, pids, camids, pid, camid):
+    order = np.argsort(distance)
+    pids, camids = pids[order], camids[order]
+    removed = (pids == -1) | ((pids == pid) & (camids == camid))
+    ranks = np.flatnonzero(pids[~removed] == pid) + 1
+    return float(np.mean(np.arange(1, len(ranks) + 1) / ranks)) if len(ranks) else 0.0""",
+        # the trapezoid formula
+        """def query_ap(distance, pids, camids, pid, camid):
+    order = np.argsort(distance)
+    pids, camids = pids[order], camids[order]
+    removed = (pids == -1) | ((pids == pid) & (camids == camid))
+    ranks = np.flatnonzero(pids[~removed] == pid) + 1
+    n = np.arange(1, len(ranks) + 1)
+    before = np.where(ranks == 1, 1, (n - 1) / np.maximum(ranks - 1, 1))
+    return float(np.mean(n / ranks + before) / 2) if len(ranks) else float("nan")""",
     ],
-    ("01_baseline", "attention-pool"): [
-        # the plain mean
-        "def attend(frames, scores):\n    return frames.mean(1)",
-        # softmax over the batch
-        """def attend(frames, scores):
-    return torch.einsum("bt,btd->bd", scores.softmax(dim=0), frames)""",
-        # scores used as weights
-        """def attend(frames, scores):
-    return torch.einsum("bt,btd->bd", scores, frames)""",
-        # divided by T once more
-        """def attend(frames, scores):
-    return (scores.softmax(1)[..., None] * frames).mean(1)""",
-        # sigmoid instead of softmax
-        """def attend(frames, scores):
-    weights = scores.sigmoid()
-    return torch.einsum("bt,btd->bd", weights / weights.sum(1, keepdim=True), frames)""",
-        # the best frame alone
-        """def attend(frames, scores):
-    return frames[torch.arange(len(frames)), scores.argmax(1)]""",
-        # the published ReLU on the score
-        """def attend(frames, scores):
-    return torch.einsum("bt,btd->bd", scores.relu().softmax(dim=1), frames)""",
+    ("01_baseline", "counter-example"): [
+        # the first wins both
+        "def counter_example():\n    return [1, 1], [0, 1, 1]",
+        # the second wins both
+        "def counter_example():\n    return [0, 1, 1], [1, 1]",
+        # the other way round
+        "def counter_example():\n    return [0, 1, 1], [1, 0, 0, 0, 0, 0, 0, 0, 0, 1]",
+        # the first is right at once, but not far enough behind afterwards
+        "def counter_example():\n    return [1, 0, 0, 1], [0, 1, 1]",
+        # not the same number of right answers
+        "def counter_example():\n    return [1, 0, 0, 0, 1], [0, 1, 1, 1, 1, 1, 1]",
+        # a draw
+        "def counter_example():\n    return [1, 0, 1], [1, 0, 1]",
     ],
     ("02_cosam", "correlate"): [
         # the cosine: the mean is not taken away
@@ -630,23 +647,41 @@ WRONG_ANSWERS = {
         """def trust_ratio(agree, beta):
     return (agree.amax(1) - agree.amin(1)).exp()""",
     ],
-    ("09_prototype", "power"): [
-        # the mean stays in
-        """def power_at(frames, speed):
-    angle = speed * torch.arange(len(frames))
-    return ((angle.cos() @ frames) ** 2 + (angle.sin() @ frames) ** 2).sum()""",
-        # one part of the wave only: depends on the phase
-        """def power_at(frames, speed):
-    moves, angle = frames - frames.mean(0), speed * torch.arange(len(frames))
-    return ((angle.cos() @ moves) ** 2).sum()""",
-        # the square of the sum over the channels
-        """def power_at(frames, speed):
-    moves, angle = frames - frames.mean(0), speed * torch.arange(len(frames))
-    return (angle.cos() @ moves).sum() ** 2 + (angle.sin() @ moves).sum() ** 2""",
-        # cycles in place of radians
-        """def power_at(frames, speed):
-    moves, angle = frames - frames.mean(0), 2 * math.pi * speed * torch.arange(len(frames))
-    return ((angle.cos() @ moves) ** 2 + (angle.sin() @ moves) ** 2).sum()""",
+    ("09_prototype", "possible"): [
+        # the one direction only
+        """def possible(asked, found, fastest, slowest):
+    gap = found.mean(1)[None] - asked.mean(1)[:, None]
+    return (gap >= fastest) & (gap <= slowest)""",
+        # from the end of one to the start of the other
+        """def possible(asked, found, fastest, slowest):
+    gap = np.abs(found[:, 0][None] - asked[:, 1][:, None])
+    return (gap >= fastest) & (gap <= slowest)""",
+        # no lower end
+        """def possible(asked, found, fastest, slowest):
+    return np.abs(asked.mean(1)[:, None] - found.mean(1)[None]) <= slowest""",
+        # rows and columns changed
+        """def possible(asked, found, fastest, slowest):
+    gap = np.abs(found.mean(1)[:, None] - asked.mean(1)[None])
+    return (gap >= fastest) & (gap <= slowest)""",
+    ],
+    ("09_prototype", "control"): [
+        # reversed: the rhythm is the same
+        "def control(frames, seed):\n    return frames[::-1].copy()",
+        # begins elsewhere: another phase, the same rhythm
+        "def control(frames, seed):\n    return np.roll(frames, seed + 1, axis=0)",
+        # other frames: drawn with replacement
+        """def control(frames, seed):
+    return frames[np.random.default_rng(seed).integers(len(frames), size=len(frames))]""",
+        # every channel in an order of its own: no frame is left
+        """def control(frames, seed):
+    return np.random.default_rng(seed).permuted(frames, axis=0)""",
+        # the seed is forgotten
+        """def control(frames, seed):
+    return frames[np.random.default_rng(0).permutation(len(frames))]""",
+        # changes the tracklet itself
+        """def control(frames, seed):
+    np.random.default_rng(seed).shuffle(frames)
+    return frames""",
     ],
     ("09_prototype", "overlap"): [
         # divided by the smaller box

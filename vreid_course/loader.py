@@ -5,6 +5,7 @@ model. Each clip draws from a generator of its own, seeded with (seed, step, pla
 batches do not depend on the number of workers or processes, nor on where a run was interrupted.
 """
 
+import multiprocessing
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -51,13 +52,19 @@ class FrameStore:
     def __init__(
         self, split: Split, size: tuple[int, int], memory: int = 2**30, skip_bad: bool = False
     ) -> None:
-        self.split, self.size, self.skip_bad, self.skipped = split, tuple(size), skip_bad, 0
+        self.split, self.size, self.skip_bad = split, tuple(size), skip_bad
+        self._skipped = multiprocessing.Value("q")  # workers count as well
         self.offsets = np.concatenate([[0], np.cumsum(split.lengths)])
         frames = int(self.offsets[-1])
         self.fits = frames * size[0] * size[1] * 3 <= memory
         kept = frames if self.fits else 0
         self.pixels = np.empty((kept, *size, 3), np.uint8)  # no memory before use
         self.filled = np.zeros(frames, bool)
+
+    @property
+    def skipped(self) -> int:
+        """How often a frame that cannot be read was replaced, in all processes."""
+        return self._skipped.value
 
     def read(self, row: int, which: np.ndarray) -> Tensor:
         """Frames `which` (T,) of tracklet `row`: uint8 (T, 3, H, W) RGB, in memory (T, H, W, 3)."""
@@ -83,7 +90,8 @@ class FrameStore:
             except MarsError as error:
                 if not self.skip_bad:
                     raise
-                self.skipped += 1
+                with self._skipped.get_lock():
+                    self._skipped.value += 1
                 warnings.warn(f"skipped {self.skipped} bad frames; the last: {error}", stacklevel=2)
                 frames[t] = frames[max(t - 1, 0)]
         return frames
@@ -163,7 +171,7 @@ class ClipBatches(Dataset):
             pin_memory=devices.device().type not in ("cpu", "mps"),
             generator=torch.Generator(),  # else it would draw from the model's
         )
-        return iter(loader)
+        return map(_raised, loader)
 
     def _keys(self, start: int, stop: int, part: int, parts: int) -> Iterator[list[tuple]]:
         """(step, place in the batch, row) of each clip; a part is a run, so it keeps identities."""
@@ -175,8 +183,13 @@ class ClipBatches(Dataset):
             size = len(keys) // parts
             yield keys[part * size :][:size]
 
-    def __getitem__(self, key: tuple[int, int, int]) -> dict:
-        step, place, row = key
+    def __getitem__(self, key: tuple[int, int, int]) -> dict | MarsError:
+        try:
+            return self._item(*key)
+        except MarsError as error:  # raised in a worker it would come as a traceback
+            return error
+
+    def _item(self, step: int, place: int, row: int) -> dict:
         rng = np.random.default_rng((self.seed, step, place))
         split = self.store.split
         which = self.clip_sampler(int(split.lengths[row]), rng)
@@ -186,7 +199,18 @@ class ClipBatches(Dataset):
         return item | {"labels": int(self.labels[row])}
 
 
+def _raised(batch: dict | MarsError) -> dict:
+    if isinstance(batch, MarsError):
+        raise batch
+    return batch
+
+
 def collate(items: list[dict]) -> dict[str, Tensor]:
-    """Stack clips to the batch that ClipBatches describes, keeping their layout in memory."""
+    """Stack clips to the batch that ClipBatches describes, keeping their layout in memory.
+
+    A frame that could not be read is its error, which is given on.
+    """
+    if errors := [item for item in items if isinstance(item, MarsError)]:
+        return errors[0]
     batch = default_collate(items)
     return batch | {"clips": batch["clips"].permute(0, 1, 4, 2, 3)}  # (B, T, 3, H, W)

@@ -129,7 +129,7 @@ def imagenet_on_disk(name: str) -> bool:
 
 def _load_imagenet(model: nn.Module, name: str) -> None:
     """Fill the model with torchvision's (or timm's) ImageNet weights, from disk or the network."""
-    named = os.environ.get("VREID_WEIGHTS", "")
+    named = os.path.expanduser(os.environ.get("VREID_WEIGHTS", ""))
     path = Path(named, f"{name}.pth") if Path(named).is_dir() else Path(named)
     try:
         if named:

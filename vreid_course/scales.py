@@ -91,7 +91,7 @@ def course_data(at: Scale, drawn: MiniMars | None = None) -> Mars:
 
     drawn: which; default mini-MARS.
     """
-    named = os.environ.get("VREID_DATA")
+    named = os.path.expanduser(os.environ.get("VREID_DATA", ""))
     if named and not os.path.isdir(named):
         raise MarsError(
             f"VREID_DATA={named}: no such folder: name a set in MARS layout, or unset it"

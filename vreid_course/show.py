@@ -7,10 +7,11 @@ import ipywidgets
 import numpy as np
 from IPython.display import Image as IPythonImage
 from IPython.display import display
+from matplotlib.axes import Axes
 from PIL import Image, ImageDraw
 
 from vreid_course.data.mars import Split
-from vreid_course.metrics import ranked
+from vreid_course.metrics import bootstrap, ranked
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; wrong answers also get a cross.
 RIGHT, WRONG, QUERY = (0, 158, 115), (213, 94, 0), (0, 114, 178)
@@ -111,3 +112,17 @@ def explore(
         ipywidgets.jslink((button, "value"), (slider, "value"))
         controls.insert(0, button)
     return ipywidgets.VBox([ipywidgets.HBox(controls), image])
+
+
+def bars(axes: Axes, named: dict[str, np.ndarray], people: np.ndarray) -> None:
+    """Draw a bar of mAP for each name, with the interval over people as a line.
+
+    named: AP (Q,) in 0..1 of the same queries, nan where one is left out; people: see `bootstrap`.
+    """
+    for y, ap in enumerate(named.values()):
+        mean, low, high = (100 * x for x in bootstrap(ap, people=people))
+        axes.barh(y, mean, 0.62, color="#56B4E9")
+        axes.plot([low, high], [y, y], color="black", lw=1.2)
+        axes.text(high + 1.5, y, f"{mean:.0f}", va="center", fontsize=9)
+    axes.set(yticks=range(len(named)), yticklabels=[*named], xlabel="mAP (%)", xlim=(0, 100))
+    axes.invert_yaxis()

@@ -27,7 +27,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vreid_course import devices, lessons
-from vreid_course.data.mars import Mars, MarsError, Split
+from vreid_course.data.mars import NO_QUERIES, Mars, MarsError, Split
 from vreid_course.drawing.mini_mars import MiniMars, mini_mars
 from vreid_course.files import cache_folder, writable, write_whole
 from vreid_course.loader import ClipBatches, FrameStore, augment
@@ -80,12 +80,15 @@ def fit(
     folder: Path | None = None,
     workers: int = 0,
     save_seconds: float = 300,
+    skip_bad: bool = False,
 ) -> list[dict[str, float]]:
     """Train a model on a split, or its frames, by its recipe; returns the history of `train`.
 
-    ValueError, before a frame is read, for a number of processes that the recipe does not fit.
+    skip_bad: see `FrameStore`; how many frames it replaced is printed. ValueError, before a frame
+    is read, for a number of processes that the recipe does not fit.
     """
-    store = split if isinstance(split, FrameStore) else FrameStore(split, at.size)
+    plain = isinstance(split, Split)  # else it is a store already
+    store = FrameStore(split, at.size, skip_bad=skip_bad) if plain else split
     numbers, processes = recipe.fitting(store.split), devices.processes()
     if processes not in numbers:
         known = ", ".join(map(str, numbers))
@@ -93,9 +96,12 @@ def fit(
     rows = recipe.batches(store.split, seed)
     batches = ClipBatches(store, recipe.train_sampler, rows, recipe.transform, seed, workers)
     optimiser, schedule = recipe.optimiser(model), recipe.schedule(recipe.steps)
-    return train(
+    history = train(
         model, loss, optimiser, batches, recipe.steps, schedule, seed, folder, save_seconds
     )
+    if store.skipped:
+        print(f"replaced a frame that cannot be read {store.skipped} times")
+    return history
 
 
 def new_model(lesson: ModuleType, split: Split, at: Scale, seed: int) -> nn.Module:
@@ -113,6 +119,8 @@ def extract_features(model: nn.Module, embed: Callable, recipe: Recipe, split: S
 
 def search(features: np.ndarray, mars: Mars, merge_queries: bool = True) -> Result:
     """Score a feature (N, D) of every test tracklet: all queries of the set, as MARS does."""
+    if not len(mars.query):
+        raise MarsError(f"{mars.root / 'info' / 'query_IDX.mat'}: {NO_QUERIES}")
     query, rest = mars.query, np.setdiff1d(np.arange(len(mars.test)), mars.query)
     columns = features, mars.test.pids, mars.test.camids
     part = [column[rows] for rows in (query, rest) for column in columns]
@@ -138,15 +146,17 @@ def summary(result: Result) -> dict[str, str]:
 
 
 def find(name: str) -> tuple[list[dict], Callable[[dict], dict]]:
-    """Rows and `measure` of a study: "gates", or a lesson's, "08_compare"; ValueError: none."""
+    """Rows and `measure` of a study: "gates", or a lesson's, "01_baseline"; ValueError: none."""
+    lesson = lessons.load(name) if name[:1].isdigit() else None
+    if hasattr(lesson, "STUDY"):
+        return lesson.STUDY, lesson.measure
     module = f"vreid_course.studies.{name.lstrip('0123456789_')}"
-    if importlib.util.find_spec(module):
-        found = importlib.import_module(module)
-        return found.ROWS, found.measure
-    lesson = lessons.load(name)
-    if not hasattr(lesson, "STUDY"):
-        raise ValueError(f"{name} has no study: its notebook exports no STUDY")
-    return lesson.STUDY, lesson.measure
+    if not importlib.util.find_spec(module):
+        raise ValueError(f"no study {name!r}: name a lesson that has one, or gates, compare, ...")
+    found = importlib.import_module(module)
+    if not hasattr(found, "ROWS"):
+        raise ValueError(f"{name} has no rows to measure: its tables are made from others")
+    return found.ROWS, found.measure
 
 
 def run(

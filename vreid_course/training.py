@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from vreid_course import devices
+from vreid_course.data.mars import MarsError
 from vreid_course.devices import in_bfloat16 as in_bfloat16  # where lessons 08 and 09 look for it
 from vreid_course.files import CourseError, cache_folder, cache_path, one_line, write_whole
 from vreid_course.loader import FrameStore, augment, normalise
@@ -251,10 +252,13 @@ class Tracklets(Dataset):
     def __init__(self, store: FrameStore, sampler: Callable, transform: Callable) -> None:
         self.store, self.sampler, self.transform = store, sampler, transform
 
-    def __getitem__(self, row: int) -> tuple[int, list[Tensor]]:
+    def __getitem__(self, row: int) -> tuple[int, list[Tensor] | MarsError]:
         picked = self.sampler(int(self.store.split.lengths[row]), None)
         picked = picked if isinstance(picked, list) else [picked]
-        return row, [self.transform(self.store.read(row, which), None) for which in picked]
+        try:
+            return row, [self.transform(self.store.read(row, which), None) for which in picked]
+        except MarsError as error:  # raised in a worker it would come as a traceback
+            return row, error
 
 
 def extract(
@@ -279,6 +283,8 @@ def extract(
     features, where = [], here.device
     with moved(model, where), _testing(model):
         for row, clips in tqdm(loader, unit="tracklet", disable=not here.is_main_process):
+            if isinstance(clips, MarsError):
+                raise clips
             total = 0
             for clip in clips:
                 with _memory_advice(clip.shape):
@@ -317,7 +323,7 @@ def extract_frames(trunk: Trunk, store: FrameStore, root: Path | None = None) ->
     Pictures are cropped as in testing (`augment`) and averaged over space (`nets.frame_features`),
     64 frames at a time. See `computed_once` for where they are kept.
     """
-    key = (store.split.folder.resolve(), store.size, *store.split.names)
+    key = (store.split.folder.resolve(), store.size, store.split.stamp())
     found = computed_once("frames", key, lambda: _all_frames(trunk, store), trunk, root)
     return np.split(found, store.offsets[1:-1])
 
@@ -333,8 +339,8 @@ def computed_once(
 
     It is kept as `kind`_*.npy in the folder `root` (default: the cache folder) and read from there
     as it is needed; of several processes one computes, the others wait for the file. The key holds
-    what the arrays depend on: folders, names, sizes. Raises TrainingError for a broken file and a
-    full disk.
+    what the arrays depend on: folders, sizes, `Split.stamp` (names and files). Raises TrainingError
+    for a broken file and a full disk.
     """
     known = repr((*map(str, key), weights is not None and _fingerprint(weights)))
     path = cache_path(root) / f"{kind}_{hashlib.sha256(known.encode()).hexdigest()[:12]}.npy"

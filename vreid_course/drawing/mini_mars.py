@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from io import BytesIO
-from multiprocessing import get_context, parent_process
+from multiprocessing import current_process, get_context, parent_process
 from pathlib import Path
 from threading import Thread
 from zipfile import is_zipfile
@@ -40,6 +40,7 @@ from .truth import pack, write_archive
 
 VERSION = 1  # of the drawing: a new number means new pictures
 ATTRIBUTES_CSV = "mini_mars_attributes.csv"
+GUARD = 'put what it does under `if __name__ == "__main__":`'
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,11 @@ def mini_mars(config: MiniMars | None = None, root: Path | None = None) -> Mars:
         raise MarsError(f"{error}; or delete {out}, it is drawn again") from None
 
 
+def _stop_without_guard() -> None:
+    if getattr(current_process(), "_inheriting", False):  # a worker that is importing the script
+        sys.exit(f"error: drawing starts processes, which run the script again: {GUARD}")
+
+
 def redraw(config: MiniMars, key: str, change: Change) -> tuple[np.ndarray, Drawn]:
     """Draw one tracklet of a set again, with something changed: an experiment on one cause.
 
@@ -184,8 +190,8 @@ def draw(config: MiniMars, out: Path, workers: int | None = None) -> Path:
     It is drawn in `out`.partial and renamed when complete; a drawing that was stopped goes on where
     it stopped. Two processes that want the same set draw it once. MarsError if the disk is full.
     """
-    out = Path(out)
-    partial = out.with_name(out.name + ".partial")
+    out, partial = Path(out), Path(out).with_name(Path(out).name + ".partial")
+    _stop_without_guard()
     try:
         if not out.exists():
             cache_folder(out.parent)
@@ -201,8 +207,9 @@ def draw(config: MiniMars, out: Path, workers: int | None = None) -> Path:
                     _finish(config, partial)
                     partial.rename(out)
     except BrokenProcessPool:
-        fault = "a process that draws was killed, perhaps for want of memory"
-        raise MarsError(f"{partial}: {fault}: run again, it goes on where it stopped") from None
+        fault = "a process that draws ended, for want of memory or of a guard in the script"
+        cure = f"run again, it goes on where it stopped; in a script {GUARD}"
+        raise MarsError(f"{partial}: {fault}: {cure}") from None
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         cure = "free some space and run again: it goes on where it stopped"

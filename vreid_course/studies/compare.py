@@ -153,7 +153,9 @@ def trained(
             train_sampler=partial(spread, frames=1),
             batches=lambda split, seed: IdentityBatches(split.pids, at.P, at.K * at.T, seed),
         )
-    study.fit(model, in_bfloat16(loss_of(method, column)), recipe, store, at, seed)
+    folder = ground.runs() / f"{name}_{column}_{seed}_{recipe.steps}_{rate or method.rate:g}"
+    folder = folder if name == "mean" else None  # the gates ask for it again
+    study.fit(model, in_bfloat16(loss_of(method, column)), recipe, store, at, seed, folder)
     return model
 
 

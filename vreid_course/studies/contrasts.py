@@ -35,7 +35,7 @@ class Ours:
 
 def _compared(of: str, minus: str, gate: str) -> Ours:
     row = {"test": "trained", "loss": "common"}
-    return Ours("08_compare", row | {"method": of}, row | {"method": minus}, gate)
+    return Ours("compare", row | {"method": of}, row | {"method": minus}, gate)
 
 
 VISIBLE, ORDER = "weights by true visibility", "cadence known"
@@ -60,7 +60,7 @@ def published() -> list[dict[str, str]]:
 
 def table() -> list[dict[str, str]]:
     """All published rows with ours beside them; "not measured" where no table has them yet."""
-    found = {"queries": next(r for r in study.read("08_compare") if r["test"] == "queries")}
+    found = {"queries": next(r for r in study.read("compare") if r["test"] == "queries")}
     people = np.array(found["queries"]["person"].split(), int)
     gates = {r["gate"]: r for r in study.read("gates") if r["network"] == "trained"}
     return [row | _ours(OURS.get(row["id"]), float(row["difference"]), people, gates)

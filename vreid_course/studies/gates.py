@@ -10,14 +10,12 @@ from functools import cache
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 from vreid_course import lessons, study
 from vreid_course.data.mars import Mars
 from vreid_course.drawing.render import PARTS
 from vreid_course.drawing.truth import Truth
-from vreid_course.files import cache_folder
 from vreid_course.loader import FrameStore, augment, normalise
 from vreid_course.metrics import bootstrap, distances, evaluate, evaluate_distances
 from vreid_course.nets import Baseline
@@ -45,6 +43,7 @@ class Gate:
 GATES = {
     "un-occluded frames": Gate("bare", required=5),
     "weights by true visibility": Gate("visible", required=4),
+    "the same within the test clips": Gate("clips, visible", "clips"),
     "tracklet minus one frame as query": Gate("mean", "random frame", 12),
     "true mask, trained with": Gate("cut out, trained", required=3),
     "true mask, not trained with": Gate("cut out"),
@@ -78,16 +77,16 @@ class CutOut(FrameStore):
 @cache
 def network(kind: str, seed: int, at: Scale) -> Baseline:
     """The mean baseline: "untrained", "trained", or "cut out": trained on pictures so treated."""
+    if kind == "trained":
+        return compare.trained("mean", "common", at, seed).eval()
     lesson, people = lessons.load("01_baseline"), len(np.unique(ground.ground(at).train.pids))
     torch.manual_seed(seed)
     model = lesson.build(people, ground.start(at))
-    if kind != "untrained":
-        store = ground.store("train", at, CutOut if kind == "cut out" else FrameStore)
-        folder = cache_folder() / "runs" / f"gates_{kind.replace(' ', '_')}_{seed}_{at.steps}"
-        rate = compare.METHODS["mean"].rate
-        recipe = ground.recipe(at, rate, compare.known_parameters)
-        with FileLock(folder.with_suffix(".lock")):  # another process may train the same one
-            study.fit(model, in_bfloat16(lesson.loss), recipe, store, at, seed, folder)
+    if kind == "cut out":
+        recipe = ground.recipe(at, compare.METHODS["mean"].rate, compare.known_parameters)
+        store = ground.store("train", at, CutOut)
+        folder = ground.runs() / f"cut_out_{seed}_{at.steps}"
+        study.fit(model, in_bfloat16(lesson.loss), recipe, store, at, seed, folder)
     return model.eval()
 
 
@@ -122,23 +121,28 @@ def part_sums(maps: list[np.ndarray], truth: Truth) -> tuple[np.ndarray, np.ndar
 
 
 def part_distances(sums: np.ndarray, counts: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Mean distance over the parts that both have: (Q, N) from sums (N, P, D), counts (N, P)."""
+    """Mean distance, 0..2, over the parts that both have: (Q, N); sums (N, P, D), counts (N, P)."""
     total, weight = 0, 1e-6
     for p in range(sums.shape[1]):
         x = sums[:, p] / np.maximum(counts[:, p, None], 1e-6)
         x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
         both = np.minimum(counts[q, p][:, None], counts[None, :, p]) ** 0.5
         total, weight = total + both * distances(x[q], x), weight + both
-    return total / weight
+    return np.where(weight > 1e-3, total / weight, 2.0)  # nothing in common: as far as can be
+
+
+def part_rankings(model: Baseline, at: Scale, mars: Mars, of: str) -> dict:
+    """AP of every query, (Q,), when parts are compared with parts: all pixels, or visible ones."""
+    maps = frames_of(model.trunk, ground.store(of, at), maps=True)
+    sums, counts = part_sums(maps, Truth(mars.test))
+    return {f"parts, {name}": ap_of(part_distances(sums[:, v], counts[:, v], mars.query), mars)
+            for v, name in enumerate(("all", "visible"))}  # fmt: skip
 
 
 def rankings(model: Baseline, at: Scale, mars: Mars, of: str, cut: Baseline) -> dict:
-    """AP of every query, (Q,), for every oracle; cut: the network trained on cut-out people."""
+    """AP of every query, (Q,), for every other oracle; cut: the network of cut-out people."""
     truth, test = Truth(mars.test), mars.test
-    maps = frames_of(model.trunk, ground.store(of, at), maps=True)
-    sums, counts = part_sums(maps, truth)
-    raw = [x.mean((2, 3)) for x in maps]
-    del maps
+    raw = frames_of(model.trunk, ground.store(of, at))
     seen = [truth.frames(i) for i in range(len(test))]
     shown = [(1 - s.occluded) ** 4 + 1e-6 for s in seen]
     right = [(s.switched == 0) + 1e-6 for s in seen]
@@ -151,14 +155,23 @@ def rankings(model: Baseline, at: Scale, mars: Mars, of: str, cut: Baseline) -> 
         "cut out": (model, frames_of(model.trunk, ground.store(of, at, CutOut)), None),
         "cut out, trained": (cut, frames_of(cut.trunk, ground.store(of, at, CutOut)), None),
     }
+    for name, w in (("clips", [np.ones(len(x)) for x in raw]), ("clips, visible", shown)):
+        video[name] = (model, *in_clips(raw, w, at))
     features = {name: video_features(*given) for name, given in video.items()}
     found = {name: study.search(x, mars).ap for name, x in features.items()}
     found |= one_frame(model, raw, seen, features["mean"], mars)
-    for v, name in enumerate(("parts, all", "parts, visible")):
-        found[name] = ap_of(part_distances(sums[:, v], counts[:, v], mars.query), mars)
     away = distances(features["mean"][mars.query], features["mean"])
     found["cadence"] = ap_of(away + 0.5 * rhythm_gap(truth.cadence, mars.query), mars)
     return found
+
+
+def in_clips(frames: list, weights: list, at: Scale) -> tuple[list, None]:
+    """Of N tracklets the test clips, each averaged by its frames' weights: N arrays (CLIPS, D)."""
+    found = []
+    for x, w in zip(frames, weights, strict=True):
+        clips = [ground.parts(len(x), None, at.T, part) for part in range(ground.CLIPS)]
+        found.append(np.stack([w[which] @ x[which] / w[which].sum() for which in clips]))
+    return found, None
 
 
 def video_features(model: Baseline, frames: list[np.ndarray], weights: list | None) -> np.ndarray:
@@ -204,23 +217,28 @@ def ap_of(matrix: np.ndarray, mars: Mars) -> np.ndarray:
     return evaluate_distances(matrix, *labels).ap
 
 
-ROWS = [{"network": n, "gate": g} for n in ("trained", "untrained") for g in GATES]
+ROWS = [{"network": network, "gate": gate} for network in ("trained", "untrained")
+        for gate in GATES if network == "trained" or gate != "true mask, trained with"]  # fmt: skip
 
 
 @cache
-def all_rankings(kind: str, at: Scale) -> dict[str, np.ndarray]:
-    """AP of every oracle and seed on the test people: (seeds, Q)."""
-    mars = ground.ground(at).test
-    seeds = SEEDS if kind == "trained" else SEEDS[:1]
-    each = [rankings(network(kind, seed, at), at, mars, "test", network("cut out", seed, at))
-            for seed in seeds]  # fmt: skip
+def all_rankings(kind: str, at: Scale, parts: bool) -> dict[str, np.ndarray]:
+    """AP of every oracle (of parts, or all others) and seed on the test people: (seeds, Q)."""
+    mars, each = ground.ground(at).test, []
+    for seed in SEEDS if kind == "trained" else SEEDS[:1]:
+        model = network(kind, seed, at)
+        if parts:
+            each.append(part_rankings(model, at, mars, "test"))
+        else:
+            each.append(rankings(model, at, mars, "test", network("cut out", seed, at)))
     return {name: np.stack([found[name] for found in each]) for name in each[0]}
 
 
 def measure(row: dict) -> dict:
     """One gate: the oracle's mAP, what it is compared with, the difference and its interval."""
     at, gate = ground.footing(scale()), GATES[row["gate"]]
-    found, mars = all_rankings(row["network"], at), ground.ground(at).test
+    found = all_rankings(row["network"], at, gate.of.startswith("parts"))
+    mars = ground.ground(at).test
     of, minus = found[gate.of], found[gate.minus]
     people = mars.test.pids[mars.query]
     mean, low, high = bootstrap(of.mean(0), minus.mean(0), people=people)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 from vreid_course import study
 from vreid_course.data.mars import Mars, Split, query_rows
-from vreid_course.drawing.mini_mars import STREET, mini_mars
+from vreid_course.drawing.mini_mars import STREET, cache_path, mini_mars
 from vreid_course.loader import FrameStore
 from vreid_course.nets import Trunk, resnet
 from vreid_course.sampling import IdentityBatches, Rng, spread
@@ -23,15 +24,15 @@ from vreid_course.training import cosine, two_rates
 
 STEPS = 400  # see `budget`
 TRUNK_RATE = 3e-4
-CLIPS = 2  # of each tracklet, at test
+CLIPS = 4  # of each tracklet, at test
 
 
 def footing(at: Scale) -> Scale:
-    """What all rows share: 8 people x 2 clips x 8 frames a batch, the start, the steps."""
-    if at.name == "smoke":
-        return replace(at, T=4, K=2, weights="identity")
+    """What all rows share: 16 people x 2 clips x 4 frames a batch, the start, the steps."""
     weights = "identity" if at.weights == "course" else at.weights
-    return replace(at, P=8, K=2, T=8, steps=STEPS, weights=weights)
+    if at.name == "smoke":
+        return replace(at, T=4, K=2, weights=weights)
+    return replace(at, P=16, K=2, T=4, steps=STEPS, weights=weights)
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,18 @@ def store(split_of: str, at: Scale, kind: type = FrameStore) -> FrameStore:
     return kind(found if split_of == "train" else found.test, at.size)
 
 
+def runs() -> Path:
+    """The folder of networks that several studies use; another one on other data."""
+    named = os.environ.get("VREID_DATA")
+    return cache_path() / "runs" / f"ground_{Path(named).resolve().name if named else STREET.name}"
+
+
 def start(at: Scale) -> Trunk:
     """The backbone that all rows start from."""
     return resnet(at.backbone, at.weights).to(memory_format=torch.channels_last)
 
 
-def parts(length: int, rng: Rng = None, frames: int = 8, part: int = 0) -> np.ndarray:
+def parts(length: int, rng: Rng = None, frames: int = 4, part: int = 0) -> np.ndarray:
     """For testing: clip `part` of CLIPS, each of `frames` spread over the whole tracklet.
 
     Together they are CLIPS * frames spread frames, dealt out in turn. So a clip holds frames that

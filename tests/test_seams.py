@@ -189,6 +189,18 @@ def test_the_discriminator_calls_real_real_and_the_generator_wants_that_too():
     assert wish.item() == pytest.approx(1.5 + sure)
 
 
+def test_the_discriminator_judges_in_float32():
+    """In bfloat16 a stride of 2 down to maps of 2x1 gives numbers up to 1e37 on some CPUs."""
+    vrstc = lessons.load("06_vrstc")
+    torch.manual_seed(0)
+    judge, x = vrstc.Discriminator((64, 32)), torch.rand(4, 3, 64, 32)
+    plain = vrstc.adversarial(judge, x, 1 - x)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = vrstc.adversarial(judge, x.bfloat16().float(), (1 - x).bfloat16())
+    torch.testing.assert_close(fast, plain, atol=0.02, rtol=0)
+    assert fast[0].dtype == torch.float32
+
+
 # ------------------------------------------------------------------------------------- the studies
 
 

@@ -96,6 +96,57 @@ def test_what_is_missing_is_said(toy):
     assert "90_toy,bob,twice-check,2.0,2.0" in (toy / "grades.csv").read_text().splitlines()
 
 
+def without(cell):
+    def change(notebook):
+        del notebook.cells[cell]
+
+    return change
+
+
+SPOILED = {  # what students do to a notebook, and what the teacher reads
+    "check deleted": (without(2), "cell twice-check is missing: mend it"),
+    "answer deleted": (without(1), "cell twice is missing"),
+    "check copied": (lambda nb: nb.cells.append(nb.cells[2]), "twice-check stands twice"),
+    "answer copied": (lambda nb: nb.cells.insert(0, nb.cells[1]), "twice stands twice"),
+}
+
+
+@pytest.mark.slow
+def test_what_cannot_be_graded_is_named_and_litter_is_skipped(toy):
+    (edition,) = classroom.release(toy)
+    for student, (change, _) in SPOILED.items():
+        submit(toy, student, edition)
+        path = toy / "submitted" / student / "90_toy" / "90_toy.ipynb"
+        notebook = nbformat.read(path, as_version=4)
+        change(notebook)
+        nbformat.write(notebook, path)
+    submit(toy, "renamed", edition)
+    path = toy / "submitted" / "renamed" / "90_toy" / "90_toy.ipynb"
+    path.rename(path.with_name("90_toy (1).ipynb"))
+    submit(toy, "text", edition)
+    (toy / "submitted" / "text" / "90_toy" / "90_toy.ipynb").write_text("no notebook")
+    (toy / "submitted" / "flat").mkdir()
+    shutil.copy(edition, toy / "submitted" / "flat" / "90_toy.ipynb")
+    submit(toy, "folder", edition)
+    path = toy / "submitted" / "folder" / "90_toy"
+    path.rename(path.with_name("90_toy (2)"))
+    submit(toy, "good", toy / "source" / "90_toy" / "90_toy.ipynb")
+    for litter in (".DS_Store", "good/.DS_Store", "good/notes.txt", "good/90_toy/._90_toy.ipynb"):
+        (toy / "submitted" / litter).write_bytes(b"\0\5")
+    (toy / "submitted" / ".git" / "objects").mkdir(parents=True)
+    with pytest.raises(ValueError) as error:
+        classroom.grade(toy)
+    lines = str(error.value).split("; ")
+    wanted = {student: text for student, (_, text) in SPOILED.items()}
+    wanted |= {"renamed": "rename 90_toy (1).ipynb to 90_toy.ipynb", "text": "no notebook"}
+    wanted |= {"flat": "rename it to 90_toy/90_toy.ipynb", "folder": "rename the folder"}
+    assert len(lines) == len(wanted) and "without 8 of the submissions" in lines[0]
+    for student, text in wanted.items():
+        (line,) = [line for line in lines if f"submitted/{student}/" in line]
+        assert text in line, line
+    assert (toy / "grades.csv").read_text().splitlines()[1:] == ["90_toy,good,twice-check,2.0,2.0"]
+
+
 @pytest.mark.slow
 @EVERY
 def test_a_lesson_as_an_assignment(lesson, graded):

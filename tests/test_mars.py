@@ -1,5 +1,8 @@
 """The reader of MARS layout: what it reads, what it refuses, and how it says so."""
 
+import os
+
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -95,6 +98,66 @@ def test_line_ends_do_not_matter(root):
     assert read_mars(root).test.key(5) == "0009C5T0001"
 
 
+@pytest.mark.parametrize(
+    "save", [lambda text: b"\xef\xbb\xbf" + text, lambda text: text.decode().encode("utf-16")]
+)
+def test_a_byte_order_mark_does_not_matter(root, save):
+    names = root / "info" / "test_name.txt"
+    names.write_bytes(save(names.read_bytes()))
+    assert read_mars(root).test.key(5) == "0009C5T0001"
+
+
+def test_matlab_73_is_read(root):
+    before = read_mars(root)
+    for name in ("tracks_train_info", "tracks_test_info", "query_IDX"):
+        to_v73(root / "info" / f"{name}.mat")
+    after = read_mars(root)
+    np.testing.assert_array_equal(before.query, after.query)
+    for one, two in ((before.train, after.train), (before.test, after.test)):
+        for column in ("first", "last", "pids", "camids"):
+            np.testing.assert_array_equal(getattr(one, column), getattr(two, column))
+
+
+def test_any_number_of_cameras(tmp_path):
+    """DukeMTMC-VideoReID has 8, LS-VID 15."""
+    test = [(3, 8, 1, 2), (3, 15, 2, 1), (4, 1, 1, 1), (4, 115, 2, 3), (5, 15, 1, 1), (5, 15, 2, 1)]
+    mars = read_mars(make_set(tmp_path, [(1, 12, 1, 2), (1, 2, 2, 1)], test))
+    assert mars.test.camids.tolist() == [8, 15, 1, 115, 15, 15]
+    assert mars.test.key(3) == "0004C115T0002" and mars.train.camids.tolist() == [12, 2]
+    assert mars.query.tolist() == [0, 1, 2, 3]  # a key of pid * 10 + camera would mix people up
+    assert mars.test.frames(3).shape == (3, 16, 8, 3)
+    names = tmp_path / "info" / "test_name.txt"
+    names.write_text(names.read_text().replace("0003C8T", "0003C08T"))
+    assert read_mars(tmp_path).test.key(0) == "0003C08T0001"
+
+
+def test_a_frame_under_another_name_is_pointed_out(root):
+    path = read_mars(root).test.paths(3)[1]
+    path.rename(path.with_suffix(".JPG"))
+    with pytest.raises(MarsError, match="no such frame, but 0002C1T0002F002.JPG is there: give it"):
+        read_mars(root).test.frames(3)
+    path.with_suffix(".JPG").rename(path.with_suffix(".png"))
+    with pytest.raises(MarsError, match="but 0002C1T0002F002.png is there"):
+        read_mars(root).test.frames(3)
+
+
+def test_a_stamp_knows_names_and_pictures(root):
+    first = read_mars(root).test.stamp()
+    assert first == read_mars(root).test.stamp() != read_mars(root).train.stamp()
+    assert read_mars(root).test.select([0, 1]).stamp() != first
+    path = read_mars(root).test.paths(3)[1]
+    os.utime(path, ns=(0, 10**18))
+    assert (second := read_mars(root).test.stamp()) != first
+    (root / "settings.json").write_text("{}")  # a drawn set: times do not count, sizes do
+    drawn = read_mars(root).test.stamp()
+    os.utime(path, ns=(0, 10**17))
+    assert read_mars(root).test.stamp() == drawn != second
+    path.write_bytes(path.read_bytes() + b" ")
+    assert read_mars(root).test.stamp() != drawn
+    path.unlink()
+    assert len({first, second, drawn, read_mars(root).test.stamp()}) == 4
+
+
 def test_queries_are_the_last_tracklets_of_people_in_two_cameras():
     pids = np.array([-1, -1, 0, 0, 2, 2, 2, 2, 5, 5, 9, 9])
     camids = np.array([1, 2, 1, 2, 1, 1, 4, 4, 3, 3, 1, 2])
@@ -135,7 +198,7 @@ def test_broken_frame_is_named_or_skipped_and_counted(root, how):
     BROKEN_FRAMES[how](path)
     with pytest.raises(MarsError) as error:
         split.frames(3)
-    assert_one_line(error.value, path, "copy it again")
+    assert_one_line(error.value, path, "save it as JPEG" if how == "png" else "copy it again")
     with pytest.warns(UserWarning, match=f"skipped 1 bad frames.*{path.name}"):
         np.testing.assert_array_equal(split.frames(3, skip_bad=True), whole[[0, 2, 3]])
     with pytest.raises(MarsError, match=path.name):
@@ -153,6 +216,18 @@ def edit_mat(path, change):
     """Save the one matrix of a .mat file again after `change`."""
     key, array = next((k, v) for k, v in loadmat(path).items() if not k.startswith("__"))
     savemat(path, {key: change(array.astype(np.int64))})
+
+
+def to_v73(path, as_text=False):
+    """Save the one matrix of a .mat file again as MATLAB's -v7.3 does: HDF5, columns first."""
+    key, array = next((k, v) for k, v in loadmat(path).items() if not k.startswith("__"))
+    with h5py.File(path, "w", userblock_size=512) as file:
+        file[key] = array.T.astype(np.float64 if not as_text else np.uint16)
+        file[key].attrs["MATLAB_class"] = np.bytes_("char" if as_text else "double")
+        if array.size == 0:
+            file[key].attrs["MATLAB_empty"] = 1
+    with path.open("r+b") as stream:
+        stream.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM")
 
 
 def put(row, column, value):
@@ -187,12 +262,20 @@ BAD_INPUT = {  # what is wrong: file that is named, how it is broken, what the m
         "not whole numbers (N, 4)",
     ),
     "fractions": (TEST_MAT, lambda p: edit_mat(p, lambda a: a + 0.5), "not whole numbers"),
-    "letters": (TEST_MAT, lambda p: savemat(p, {"track_test_info": ["abcd"]}), "not whole numbers"),
+    "letters": (TEST_MAT, lambda p: savemat(p, {"track_test_info": ["abcd"]}), "save it as one"),
+    "cells": (
+        TEST_MAT,
+        lambda p: savemat(p, {"track_test_info": np.array([["1", 2]], object)}),
+        "holds text or cells, not numbers: save it as one matrix of numbers",
+    ),
+    "text in v7.3": (TEST_MAT, lambda p: to_v73(p, as_text=True), "holds text or cells"),
+    "v7.3 cut": (TEST_MAT, lambda p: (to_v73(p), p.write_bytes(p.read_bytes()[:900])), "no MATLAB"),
     "query of two rows": (QUERY, lambda p: edit_mat(p, lambda a: np.eye(2)), "numbers (1, N)"),
     "no test tracklets": (TEST_MAT, lambda p: edit_mat(p, lambda a: a[:0]), "no tracklets"),
     "gap": (TEST_MAT, lambda p: edit_mat(p, put(2, 0, 6)), "row 3 [6, 6, 2, 1]"),
     "not from 1": (TEST_MAT, lambda p: edit_mat(p, put(0, 0, 2)), "row 1 [2, 2, -1, 1]"),
-    "camera 7": (TEST_MAT, lambda p: edit_mat(p, put(3, 3, 7)), "camera is not in 1..6"),
+    "camera 0": (TEST_MAT, lambda p: edit_mat(p, put(3, 3, 0)), "cameras are counted from 1"),
+    "camera 15 in the table alone": (TEST_MAT, lambda p: edit_mat(p, put(3, 3, 15)), "line 7"),
     "pid -2": (TEST_MAT, lambda p: edit_mat(p, put(0, 2, -2)), "identity is not in -1..9999"),
     "junk in train": (
         TRAIN_MAT,
@@ -222,7 +305,7 @@ def test_bad_input_gives_one_line_that_names_file_and_cure(root, what):
     spoil(root / file)
     with pytest.raises(MarsError) as error:
         read_mars(root)
-    named = NAMES if what in ("camera differs", "pid differs") else file
+    named = NAMES if message in ("line 7", "line 13") else file
     assert_one_line(error.value, root / named, message)
 
 
@@ -238,6 +321,6 @@ def test_missing_root_is_named(tmp_path):
 
 
 def test_names_out_of_range_are_refused():
-    for row in ((-2, 1, 1, 1), (10_000, 1, 1, 1), (1, 7, 1, 1), (1, 1, 10_000, 1), (1, 1, 1, 0)):
+    for row in ((-2, 1, 1, 1), (10_000, 1, 1, 1), (1, 0, 1, 1), (1, 1, 10_000, 1), (1, 1, 1, 0)):
         with pytest.raises(MarsError, match="no MARS name"):
             frame_names(*row)

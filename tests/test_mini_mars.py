@@ -405,7 +405,7 @@ def test_a_drawing_process_that_is_killed_is_said(tmp_path, monkeypatch):
         raise BrokenProcessPool("A child process terminated abruptly")
 
     monkeypatch.setattr(module, "_draw_frames", killed)
-    with pytest.raises(MarsError, match="a process that draws was killed.*run again, it goes on"):
+    with pytest.raises(MarsError, match="a process that draws ended.*run again, it goes on"):
         draw(TINY, tmp_path / "set")
 
 

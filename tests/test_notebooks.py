@@ -184,11 +184,25 @@ def strange_data(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def pretending(tmp_path_factory):
+    """Settings of kernels that start on the pretend accelerator, with nothing kept from before."""
+    folder = tmp_path_factory.mktemp("pretending")
+    startup = folder / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    lines = f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+    lines += "import pretend_accelerator\npretend_accelerator.register()\nsys.path.pop(0)\n"
+    (startup / "00_pretend.py").write_text(lines)
+    return {"IPYTHONDIR": str(folder), "VREID_CACHE": str(folder), "CUDA_VISIBLE_DEVICES": ""}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
-def test_lesson_on_data_without_truth(path, strange_data, monkeypatch):
-    """A few steps of every lesson, with a drawn set in the role of real MARS."""
+def test_lesson_on_other_data_and_another_device(path, strange_data, pretending, monkeypatch):
+    """A few steps of every lesson: a drawn set stands for real MARS, the CPU for a GPU."""
     monkeypatch.setenv("VREID_SCALE", "smoke")
     monkeypatch.setenv("VREID_DATA", str(strange_data))
+    for name, value in pretending.items():
+        monkeypatch.setenv(name, value)
     notebook, place = nbformat.read(path, as_version=4), {"metadata": {"path": str(path.parent)}}
     NotebookClient(notebook, timeout=200, kernel_name="python3", resources=place).execute()

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from test_mars import make_set
 from torch import nn
 
 from vreid_course import __main__, study
@@ -106,10 +107,10 @@ def test_runs_on_other_data_have_a_folder_of_their_own(tmp_path, monkeypatch):
     """Else a network of other people would be gone on with, or tested, in silence."""
     monkeypatch.setenv("VREID_CACHE", str(tmp_path))
     options, found = __main__._parser().parse_args(["train", "01_baseline"]), set()
-    for data in ("", str(tmp_path / "MARS"), str(tmp_path / "MARS50") + "/"):
+    for data in ("", *(str(tmp_path / name) for name in ("MARS", "MARS50/", "other/MARS"))):
         monkeypatch.setenv("VREID_DATA", data)
         found.add(__main__._run_folder(options))
-    assert len(found) == 3
+    assert len(found) == 4
 
 
 def test_a_study_at_another_scale_or_on_other_data_leaves_the_committed_table_alone(
@@ -121,9 +122,11 @@ def test_a_study_at_another_scale_or_on_other_data_leaves_the_committed_table_al
     monkeypatch.setattr(__main__.lessons, "load", lambda name: lesson)
     monkeypatch.setattr(study, "RESULTS", tmp_path / "committed")
     places = {("mini", ""): "committed", ("smoke", ""): "runs/study_smoke"}
-    places["mini", "/x/MARS"] = "runs/study_mini_MARS"
+    make_set(tmp_path / "x" / "MARS")
+    places["mini", str(tmp_path / "x" / "MARS")] = "runs/study_mini_MARS_*"
     for (scale, data), place in places.items():
         monkeypatch.setenv("VREID_SCALE", scale)
         monkeypatch.setenv("VREID_DATA", data)
         assert __main__.main(["study", "90_toy"]) == 0
-        assert [p.name for p in (tmp_path / place).iterdir()] == ["90_toy.csv"]
+        (folder,) = tmp_path.glob(place)
+        assert [p.name for p in folder.iterdir() if p.name != "data.json"] == ["90_toy.csv"]

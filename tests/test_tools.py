@@ -2,19 +2,24 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 from test_mars import BROKEN_FRAMES, make_set
 
 from vreid_course.data import tools
 from vreid_course.data.__main__ import main
 from vreid_course.data.attributes import ATTRIBUTES, Attributes, read_attributes, write_attributes
+from vreid_course.data.convert import convert
+from vreid_course.data.known import same_set
 from vreid_course.data.mars import MarsError, read_mars
 
 
@@ -177,24 +182,52 @@ def test_set_appears_at_once_or_not_at_all(tmp_path):
     assert (tmp_path / "other.part").is_dir()
 
 
+def test_check_says_that_there_are_no_queries(root, capsys):
+    savemat(root / "info" / "query_IDX.mat", {"query_IDX": np.zeros((1, 0))})
+    (fault,) = tools.check(root)
+    assert "query_IDX.mat: holds no queries: " in fault
+
+
+def test_check_counts_any_number_of_cameras(tmp_path, capsys):
+    make_set(tmp_path / "set", [], [(3, 8, 1, 2), (3, 15, 2, 1)])
+    assert tools.check(tmp_path / "set") == []
+    text = " ".join(capsys.readouterr().out.split())
+    assert "tracklets of camera 1..15" in text
+    assert "[0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1]" in text
+
+
+def test_names_that_start_with_a_dot_are_no_data(crowd, tmp_path):
+    (crowd / "._mars_attributes.csv").write_bytes(b"\0\5\x16")
+    tools.subset(crowd, tmp_path / "small", ids=2)
+    assert [p.name for p in (tmp_path / "small").glob("*.csv")] == ["mars_attributes.csv"]
+
+
+# ------------------------------------------------------------------------------------ converting
+
+
 def picture(path, brightness):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (64, 128), (brightness,) * 3).save(path)
 
 
-def test_convert_ilids_vid(tmp_path):
-    src = tmp_path / "i-LIDS-VID"
-    for person in (1, 2, 5, 300):
+def ilids(src, people=(1, 2, 5, 300), suffix=".png"):
+    for person in people:
         for camera, frames in ((1, 3), (2, 4)):
             folder = src / "sequences" / f"cam{camera}" / f"person{person:03d}"
             for frame in range(frames):
-                shot = folder / f"cam{camera}_person{person:03d}_{frame + 99:05d}.png"
+                shot = folder / f"cam{camera}_person{person:03d}_{frame + 99:05d}{suffix}"
                 picture(shot, 40 * camera + 10 * frame)
-            picture(src / "images" / f"cam{camera}" / f"person{person:03d}" / "shot.png", 255)
+            still = src / "images" / f"cam{camera}" / f"person{person:03d}"
+            picture(still / f"cam{camera}_person{person:03d}.png", 255)
+    return src
+
+
+def test_convert_ilids_vid(tmp_path):
+    src = ilids(tmp_path / "i-LIDS-VID")
     picture(src / "sequences" / "cam1" / "person007" / "cam1_person007_00001.png", 0)  # one camera
     for given in (src, src / "sequences", tmp_path):
         out = tmp_path / f"out_{given.name}"
-        tools.convert(given, out)
+        convert(given, out)
         assert tools.check(out, frames=True) == []
     mars = read_mars(out)
     assert sorted({*mars.train.pids, *mars.test.pids}) == [1, 2, 5, 300]
@@ -206,29 +239,157 @@ def test_convert_ilids_vid(tmp_path):
     assert abs(frames.mean(axis=(1, 2, 3)) - [80, 90, 100, 110]).max() < 2
 
 
-def test_convert_prid_takes_people_of_enough_frames(tmp_path):
-    src = tmp_path / "prid_2011" / "multi_shot"
-    lengths = {1: (27, 28), 2: (27, 26), 3: (30, 27), 201: (30, 30)}
+@pytest.mark.parametrize("suffix", [".PNG", ".jpg", ".JPEG", ".bmp"])
+def test_convert_reads_other_kinds_of_pictures(tmp_path, suffix):
+    src = ilids(tmp_path / "i-LIDS-VID", suffix=suffix)
+    for litter in ("._cam1_person001_00099" + suffix, "Thumbs.db", ".DS_Store"):
+        (src / "sequences" / "cam1" / "person001" / litter).write_bytes(b"litter")
+    (src / "sequences" / "cam1" / "._person001").write_bytes(b"litter")
+    (src / "sequences" / "cam1" / "readme.txt").write_bytes(b"litter")
+    convert(src, tmp_path / "out")
+    assert tools.check(tmp_path / "out", frames=True) == []
+    assert read_mars(tmp_path / "out").test.lengths.tolist() == [3, 4, 3, 4]
+
+
+def test_frames_are_sorted_by_number(tmp_path):
+    for person in (1, 2):
+        for camera in (1, 2):
+            for frame in (1, 10, 2):
+                picture(
+                    tmp_path / f"sequences/cam{camera}/person{person:03d}/{frame}.png", frame * 9
+                )
+    convert(tmp_path, tmp_path / "out")
+    means = read_mars(tmp_path / "out").test.frames(0).mean(axis=(1, 2, 3))
+    assert abs(means - [9, 18, 90]).max() < 2
+
+
+def prid(src, lengths, cameras=("cam_a", "cam_b")):
     for person, counts in lengths.items():
-        for camera, count in zip("ab", counts, strict=True):
+        for camera, count in zip(cameras, counts, strict=True):
             for frame in range(count):
-                picture(src / f"cam_{camera}/person_{person:04d}/{frame + 1:04d}.png", 100)
-    tools.convert(tmp_path / "prid_2011", tmp_path / "out", seed=3)
+                picture(src / f"{camera}/person_{person:04d}/{frame + 1:04d}.png", 100)
+
+
+@pytest.mark.parametrize("place", ["multi_shot/cam_a", "multi_shot/cam1", "sequences/cam1", "cam1"])
+def test_convert_prid_takes_people_of_enough_frames(tmp_path, place):
+    """Its names tell, not its folders: above 200 the same number is not the same person."""
+    *folder, camera = place.split("/")
+    src = tmp_path.joinpath("prid_2011", *folder)
+    cameras = ("cam_a", "cam_b") if camera == "cam_a" else ("cam1", "cam2")
+    prid(src, {1: (27, 28), 2: (27, 26), 3: (30, 27), 201: (30, 30), 300: (27, 27)}, cameras)
+    convert(tmp_path / "prid_2011", tmp_path / "out", seed=3)
     mars = read_mars(tmp_path / "out")
     assert sorted([*mars.train.pids, *mars.test.pids]) == [1, 1, 3, 3]
     assert {27, 28} in (set(mars.train.lengths), set(mars.test.lengths))
 
 
+@pytest.mark.parametrize(
+    "name", ["person002 (1)", "person002 copy", "person001_2", "person_02", "Person004", "person"]
+)
+def test_names_that_could_be_two_people_are_refused(tmp_path, name):
+    src = ilids(tmp_path / "i-LIDS-VID")
+    picture(src / "sequences" / "cam1" / name / "cam1_00001.png", 0)
+    with pytest.raises(MarsError) as error:
+        convert(src, tmp_path / "out")
+    assert f"cam1/{name}: no name of a person" in str(error.value)
+    assert "rename it, or take it away" in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_names_of_two_sets_are_refused(tmp_path):
+    src = ilids(tmp_path / "i-LIDS-VID")
+    prid(src / "sequences", {7: (30, 30)}, ("cam1", "cam2"))
+    with pytest.raises(MarsError, match="are names of two data sets: take one away"):
+        convert(src, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["cam1_person001_00099.jpg", "99.png", "00099 (1).png", "a.png"])
+def test_frames_that_stand_twice_are_refused(tmp_path, name):
+    src = ilids(tmp_path / "i-LIDS-VID")
+    picture(src / "sequences" / "cam1" / "person001" / name, 0)
+    with pytest.raises(MarsError) as error:
+        convert(src, tmp_path / "out")
+    assert "the same frame as" in str(error.value) or "ends in no frame number" in str(error.value)
+    assert "away" in str(error.value) and not (tmp_path / "out").exists()
+
+
 def test_convert_refusals(tmp_path):
-    with pytest.raises(MarsError, match="no people in sequences/cam1"):
-        tools.convert(tmp_path, tmp_path / "out")
+    with pytest.raises(MarsError, match="no people of two cameras in sequences/cam1 and cam2"):
+        convert(tmp_path, tmp_path / "out")
     for camera in (1, 2):
         for person in (1, 2):
-            picture(tmp_path / f"sequences/cam{camera}/person{person:03d}/a.png", 9)
-    (tmp_path / "sequences/cam2/person002/a.png").write_bytes(b"")
-    with pytest.raises(MarsError, match="person002.a.png: not a whole picture"):
-        tools.convert(tmp_path, tmp_path / "out")
+            picture(tmp_path / f"sequences/cam{camera}/person{person:03d}/1.png", 9)
+    (tmp_path / "sequences/cam2/person002/1.png").write_bytes(b"")
+    with pytest.raises(MarsError, match="person002.1.png: not a whole picture"):
+        convert(tmp_path, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["sequences"]
+
+
+LS_TRAIN = [(7, 3, 2), (7, 12, 1), (9, 1, 2)]  # label, camera, frames
+LS_TEST = [(0, 15, 3), (4, 2, 1), (-1, 2, 1), (0, 2, 2), (0, 15, 1), (4, 14, 12)]
+
+
+def ls_vid(root, query=(1, 4, 6), version=1):
+    """LS-VID as its authors give it (1), or the later edition with query.npy (2)."""
+    for part, tracklets in (("train", LS_TRAIN), ("test", LS_TEST)):
+        lines = []
+        for i, (label, camera, frames) in enumerate(tracklets):
+            prefix = f"tracklet_{part}/{abs(label):04d}/{abs(label):04d}_{i:d}"
+            for frame in range(frames):
+                picture(root / f"{prefix}_{camera:02d}_{frame + 1}.jpg", 20 * i + 3 * frame)
+            lines.append(f"{prefix} {label}")
+        path = root / "list_sequence" / f"list_seq_{part}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n")
+    (root / "test" / "data").mkdir(parents=True, exist_ok=True)
+    if version == 2:
+        np.save(root / "test" / "query.npy", np.array(query))
+    else:
+        with h5py.File(root / "test" / "data" / "info_test.mat", "w") as file:
+            file["query"] = np.array([query], float)
+    return root
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_convert_ls_vid(tmp_path, version):
+    convert(ls_vid(tmp_path / "LS-VID", version=version), tmp_path / "out")
+    assert tools.check(tmp_path / "out", frames=True) == []
+    mars = read_mars(tmp_path / "out")
+    assert mars.train.pids.tolist() == [1, 1, 2] and mars.train.camids.tolist() == [3, 12, 1]
+    # label 0 and 4 become 3 and 4; -1 is junk; within a person by camera
+    assert mars.test.pids.tolist() == [-1, 3, 3, 3, 4, 4]
+    assert mars.test.camids.tolist() == [2, 2, 15, 15, 2, 14]
+    assert mars.test.lengths.tolist() == [1, 2, 3, 1, 1, 12]
+    assert [mars.test.key(q) for q in mars.query] == [
+        "0003C2T0001", "0003C15T0002", "0004C14T0002"]  # fmt: skip
+    means = [mars.test.frames(i)[0].mean() for i in range(6)]
+    assert abs(np.array(means) - [40, 60, 0, 80, 20, 100]).max() < 3
+    assert (np.diff(mars.test.frames(5).mean(axis=(1, 2, 3))) > 1).all()  # frame 10 behind 9
+
+
+def test_prefixes_do_not_find_longer_ones(tmp_path):
+    root = ls_vid(tmp_path / "LS-VID")
+    picture(root / "tracklet_train/0007/0007_01_05_1.jpg", 9)  # of tracklet 01, not of 0
+    convert(root, tmp_path / "out")
+    assert read_mars(tmp_path / "out").train.lengths.tolist() == [2, 1, 2]
+
+
+def test_ls_vid_refusals(tmp_path, capsys):
+    root = ls_vid(tmp_path / "LS-VID", query=(1, 7))
+    with pytest.raises(MarsError, match="info_test.mat: no numbers of queries in 1..6"):
+        convert(root, tmp_path / "out")
+    (root / "test" / "data" / "info_test.mat").unlink()
+    with pytest.raises(MarsError, match="info_test.mat: no such file"):
+        convert(root, tmp_path / "out")
+    path = root / "list_sequence" / "list_seq_test.txt"
+    path.write_text(path.read_text() + "tracklet_test/0009/0009_9 9\n")
+    with pytest.raises(MarsError, match="0009_9: no frames of this tracklet"):
+        convert(root, tmp_path / "out")
+    path.write_text("tracklet_test/0009/0009_9 nine\n")
+    with pytest.raises(MarsError, match="list_seq_test.txt: no list of tracklets"):
+        convert(root, tmp_path / "out")
+
+
+# ---------------------------------------------------------------------------- the command line
 
 
 def test_command_line(crowd, tmp_path, capsys):
@@ -244,8 +405,56 @@ def test_command_line(crowd, tmp_path, capsys):
     assert main(["convert", str(crowd), str(tmp_path / "x")]) == 1
     assert main(["draw", "--out", str(tmp_path / "y"), "--dial", "fog=1"]) == 1
     assert "fog" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["draw", "--out", "y", "--dial", "fog"])
+    for command in (
+        ["draw", "--out", "y", "--dial", "fog"],
+        ["draw", "--out", "y", "--seed", "-1"],
+        ["draw", "--out", "y", "--workers", "0"],
+        ["draw", "--out", "y", "--height", "half"],
+        ["convert", "x", "y", "--seed", "-1"],
+        ["subset", "x", "y", "--ids", "0"],
+        ["subset", "x", "y", "--ids", "2", "--seed", "1.5"],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(command)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and len(error.splitlines()) == 1 and command[-2] in error
+
+
+def test_the_whole_path_is_printed_and_a_tilde_is_a_home(crowd, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main(["subset", "crowd", "small set", "--ids", "2"]) == 0
+    assert f"VREID_DATA='{tmp_path}/small set' makes" in capsys.readouterr().out
+    assert main(["check", "~/small set"]) == 0
+    assert main(["subset", "~/crowd", "~/other", "--ids=2"]) == 0
+    assert f"VREID_DATA={tmp_path}/other makes" in capsys.readouterr().out
+    name = os.fsdecode(b"caf\xe9")
+    assert main(["subset", "~/crowd", name, "--ids=2"]) == 0
+    assert read_mars(tmp_path / name).root == tmp_path / name
+
+
+def test_results_know_their_set(root, tmp_path):
+    """Another folder, another list, other pictures are refused; the same set is not."""
+    mars, folder = read_mars(root), tmp_path / "run"
+    folder.mkdir()
+    same_set(folder, mars, write=False)
+    assert [*folder.iterdir()] == []
+    for _ in range(2):
+        same_set(folder, read_mars(root))
+    (tmp_path / "elsewhere").mkdir()
+    other = shutil.copytree(root, tmp_path / "elsewhere" / root.name)
+    with pytest.raises(MarsError, match="its results are of another folder .*name another folder"):
+        same_set(folder, read_mars(other))
+    path = mars.test.paths(3)[1]
+    Image.new("RGB", (8, 16), "red").save(path)
+    with pytest.raises(MarsError, match="older than the pictures, which changed since"):
+        same_set(folder, read_mars(root))
+    savemat(root / "info" / "query_IDX.mat", {"query_IDX": np.array([[4]])})
+    with pytest.raises(MarsError, match="of another list of tracklets"):
+        same_set(folder, read_mars(root))
+    (folder / "data.json").write_text("{")
+    with pytest.raises(MarsError, match="delete this one"):
+        same_set(folder, mars)
 
 
 @pytest.mark.parametrize("command", [[], ["draw"], ["check"], ["subset"], ["convert"]])

@@ -647,23 +647,41 @@ WRONG_ANSWERS = {
         """def trust_ratio(agree, beta):
     return (agree.amax(1) - agree.amin(1)).exp()""",
     ],
-    ("09_prototype", "power"): [
-        # the mean stays in
-        """def power_at(frames, speed):
-    angle = speed * torch.arange(len(frames))
-    return ((angle.cos() @ frames) ** 2 + (angle.sin() @ frames) ** 2).sum()""",
-        # one part of the wave only: depends on the phase
-        """def power_at(frames, speed):
-    moves, angle = frames - frames.mean(0), speed * torch.arange(len(frames))
-    return ((angle.cos() @ moves) ** 2).sum()""",
-        # the square of the sum over the channels
-        """def power_at(frames, speed):
-    moves, angle = frames - frames.mean(0), speed * torch.arange(len(frames))
-    return (angle.cos() @ moves).sum() ** 2 + (angle.sin() @ moves).sum() ** 2""",
-        # cycles in place of radians
-        """def power_at(frames, speed):
-    moves, angle = frames - frames.mean(0), 2 * math.pi * speed * torch.arange(len(frames))
-    return ((angle.cos() @ moves) ** 2 + (angle.sin() @ moves) ** 2).sum()""",
+    ("09_prototype", "possible"): [
+        # the one direction only
+        """def possible(asked, found, fastest, slowest):
+    gap = found.mean(1)[None] - asked.mean(1)[:, None]
+    return (gap >= fastest) & (gap <= slowest)""",
+        # from the end of one to the start of the other
+        """def possible(asked, found, fastest, slowest):
+    gap = np.abs(found[:, 0][None] - asked[:, 1][:, None])
+    return (gap >= fastest) & (gap <= slowest)""",
+        # no lower end
+        """def possible(asked, found, fastest, slowest):
+    return np.abs(asked.mean(1)[:, None] - found.mean(1)[None]) <= slowest""",
+        # rows and columns changed
+        """def possible(asked, found, fastest, slowest):
+    gap = np.abs(found.mean(1)[:, None] - asked.mean(1)[None])
+    return (gap >= fastest) & (gap <= slowest)""",
+    ],
+    ("09_prototype", "control"): [
+        # reversed: the rhythm is the same
+        "def control(frames, seed):\n    return frames[::-1].copy()",
+        # begins elsewhere: another phase, the same rhythm
+        "def control(frames, seed):\n    return np.roll(frames, seed + 1, axis=0)",
+        # other frames: drawn with replacement
+        """def control(frames, seed):
+    return frames[np.random.default_rng(seed).integers(len(frames), size=len(frames))]""",
+        # every channel in an order of its own: no frame is left
+        """def control(frames, seed):
+    return np.random.default_rng(seed).permuted(frames, axis=0)""",
+        # the seed is forgotten
+        """def control(frames, seed):
+    return frames[np.random.default_rng(0).permutation(len(frames))]""",
+        # changes the tracklet itself
+        """def control(frames, seed):
+    np.random.default_rng(seed).shuffle(frames)
+    return frames""",
     ],
     ("09_prototype", "overlap"): [
         # divided by the smaller box

@@ -1,25 +1,31 @@
 """The command line: python -m vreid_course COMMAND ..."""
 
 import argparse
+import hashlib
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import torch
 
-from vreid_course import backbone, classroom, lessons, study
-from vreid_course.data.mars import writable
-from vreid_course.drawing.mini_mars import cache_path
-from vreid_course.nets import one_line
+from vreid_course import answers, classroom, devices, lessons, study
+from vreid_course.command import Parser, at_least, path
+from vreid_course.data.known import same_set
+from vreid_course.data.mars import NO_QUERIES, MarsError, read_mars
+from vreid_course.files import cache_path, one_line, writable
+from vreid_course.nets import resnet
 from vreid_course.scales import course_data, scale
-from vreid_course.studies import contrasts
-from vreid_course.training import TrainingError, load_checkpoint
+from vreid_course.studies import backbone, contrasts
+from vreid_course.training import load_checkpoint
 
 EPILOG = """examples
   python -m vreid_course train 01_baseline            train on mini-MARS (or on VREID_DATA)
   python -m vreid_course evaluate 01_baseline         test what was trained
   python -m vreid_course study 01_baseline            the lesson's table, row by row
+  python -m vreid_course search data/street --out answers    from camera to camera: table, pages
   python -m vreid_course bench 01_baseline            parameters, operations, milliseconds
   python -m vreid_course release class                assignments for students, without solutions
   python -m vreid_course grade class                  grade class/submitted/STUDENT/LESSON/*.ipynb
@@ -39,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ValueError, OSError, TrainingError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except torch.OutOfMemoryError as error:
@@ -53,11 +59,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m vreid_course", description="Train, test and compare the methods of the course.",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _lesson_commands(commands)
+    _search_command(commands)
+    _class_commands(commands)
+    command = commands.add_parser("contrasts", help="the papers' differences beside ours, a score")
+    command.set_defaults(run=lambda options: print(contrasts.write()))
+    command = commands.add_parser("backbone", help="make data/weights/KIND_backbone.pt again")
+    command.add_argument("kind", nargs="?", default="identity", choices=("identity", "course"))
+    command.set_defaults(run=lambda options: print(backbone.make(options.kind)))
+    return parser
+
+
+def _lesson_commands(commands: argparse._SubParsersAction) -> None:
     for name, run, text in (
         ("train", _train, "train a lesson's network"),
         ("evaluate", _evaluate, "test a trained network: mAP and rank-k"),
@@ -69,24 +87,31 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("lesson", help="such as 01_baseline: a notebook's name")
         command.set_defaults(run=run)
         if name in ("train", "evaluate"):
-            command.add_argument("--seed", type=int, default=0)
-            command.add_argument("--folder", type=Path, help="of the checkpoint (default: runs/)")
+            command.add_argument("--seed", type=at_least(0), default=0)
+            command.add_argument("--folder", type=path, help="of the checkpoint (default: runs/)")
         if name == "study":
-            command.add_argument("--jobs", type=int, help="rows at a time (default: 2, GPU: 1)")
+            text = "rows at a time (default: 2, GPU: 1)"
+            command.add_argument("--jobs", type=at_least(1), help=text)
         if name == "train":
-            command.add_argument("--steps", type=int, help="default: those of the recipe")
-            command.add_argument("--workers", type=int, default=0, help="processes that load data")
-    _class_commands(commands)
-    _table_commands(commands)
-    return parser
+            command.add_argument("--steps", type=at_least(1), help="default: those of the recipe")
+            text = "processes that load data"
+            command.add_argument("--workers", type=at_least(0), default=0, help=text)
+            text = "replace frames that cannot be read by the one before, and count them"
+            command.add_argument("--skip-bad", action="store_true", help=text)
+            command.add_argument("--minutes", type=float, default=5, help="between checkpoints")
 
 
-def _table_commands(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("contrasts", help="the papers' differences beside ours, a score")
-    command.set_defaults(run=lambda options: print(contrasts.write()))
-    command = commands.add_parser("backbone", help="make data/weights/KIND_backbone.pt again")
-    command.add_argument("kind", nargs="?", default="identity", choices=("identity", "course"))
-    command.set_defaults(run=lambda options: print(backbone.make(options.kind)))
+def _search_command(commands: argparse._SubParsersAction) -> None:
+    text = "look for the people of each camera in all the others: table, pages, points"
+    command = commands.add_parser("search", help=text, description=text)
+    command.set_defaults(run=_search)
+    command.add_argument("set", type=path, help="in MARS layout, such as `data from-video` makes")
+    command.add_argument("--out", type=path, required=True, help="new folder for the answers")
+    command.add_argument("--camera", type=at_least(1), help="ask in this camera only")
+    command.add_argument("--top", type=at_least(1), default=8, help="answers to a query (8)")
+    text = "of a training (a folder with last.pt); default: the backbone of the scale, untrained"
+    command.add_argument("--folder", type=path, help=text)
+    command.add_argument("--lesson", help="whose network that is, such as 01_baseline")
 
 
 def _class_commands(commands: argparse._SubParsersAction) -> None:
@@ -95,16 +120,18 @@ def _class_commands(commands: argparse._SubParsersAction) -> None:
         ("grade", _grade, "run and grade what lies in FOLDER/submitted; writes grades.csv"),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("folder", type=Path, help="of the class; see notebooks/README.md")
+        command.add_argument("folder", type=path, help="of the class; see notebooks/README.md")
         command.set_defaults(run=run)
         if name == "release":
             command.add_argument("--lessons", nargs="+", help="such as 01_baseline; default: all")
 
 
 def _place(name: str) -> Path:
-    """A folder for results, another one for each scale and each set."""
-    data = os.environ.get("VREID_DATA")
-    where = scale().name + (f"_{Path(data).resolve().name}" if data else "")
+    """A folder for results, another one for each scale and each set, also of the same name."""
+    data, where = os.environ.get("VREID_DATA"), scale().name
+    if data:
+        root = Path(data).expanduser().resolve()
+        where += f"_{root.name}_{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
     return cache_path() / "runs" / f"{name}_{where}"
 
 
@@ -112,64 +139,122 @@ def _run_folder(options: argparse.Namespace) -> Path:
     return options.folder or _place(f"{options.lesson}_{options.seed}")
 
 
+def _load(name: str):
+    """A lesson; one that exports nothing, such as the tour, as an empty module."""
+    try:
+        return lessons.load(name)
+    except ImportError as error:
+        if "shares nothing" not in str(error):
+            raise
+        return ModuleType(name)
+
+
+def _lesson(name: str):
+    """A lesson with a network."""
+    lesson = _load(name)
+    if missing := [x for x in ("build", "loss", "embed", "recipe") if not hasattr(lesson, x)]:
+        others = [other for other in lessons.names() if other[:2] not in ("00", "08")]
+        fault = f"{name}: this lesson trains nothing, it exports no `{missing[0]}`"
+        raise ValueError(f"{fault}: name one of {', '.join(others)}")
+    return lesson
+
+
 def _train(options: argparse.Namespace) -> None:
-    at, lesson = scale(), lessons.load(options.lesson)
-    split = course_data(at).train
+    at, lesson = scale(), _lesson(options.lesson)
+    mars = course_data(at)
+    split = mars.train
     model = study.new_model(lesson, split, at, options.seed)
+    if (people := len(np.unique(split.pids))) < at.P:
+        print(f"P={at.P} people a batch are more than the set has: P={people} (scales.py)")
+        at = replace(at, P=people)
     recipe = lesson.recipe(at)
     if options.steps:
         recipe = replace(recipe, steps=options.steps)
     folder = writable(_run_folder(options), CURE)
+    same_set(folder, mars)
     if (folder / "last.pt").exists():
         print(f"going on from {folder / 'last.pt'}; to start again, delete it")
-    study.fit(model, lesson.loss, recipe, split, at, options.seed, folder, options.workers)
+    numbers = ", ".join(map(str, recipe.fitting(split)))
+    print(f"numbers of processes that can share its batches: {numbers}")
+    more = folder, options.workers, 60 * options.minutes, options.skip_bad
+    study.fit(model, lesson.loss, recipe, split, at, options.seed, *more)
     print(f"trained {recipe.steps} steps: {folder / 'last.pt'}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    at, lesson = scale(), lessons.load(options.lesson)
-    mars, path = course_data(at), _run_folder(options) / "last.pt"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: nothing trained yet: run `train {options.lesson}` first")
-    state = load_checkpoint(path)["model"]
+    at, lesson = scale(), _lesson(options.lesson)
+    mars, file = course_data(at), _run_folder(options) / "last.pt"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: nothing trained yet: run `train {options.lesson}` first")
+    if not len(mars.query):
+        raise MarsError(f"{mars.root / 'info' / 'query_IDX.mat'}: {NO_QUERIES}")
+    same_set(file.parent, mars, write=False)
+    state = load_checkpoint(file)["model"]
     model = study.new_model(lesson, mars.train, at, options.seed)
     try:
         model.load_state_dict(state)
     except RuntimeError:
-        raise ValueError(f"{path}: of other data or another scale: train again") from None
+        raise ValueError(f"{file}: of other data or another scale: train again") from None
     recipe = lesson.recipe(at)
     print(study.search(study.extract_features(model, lesson.embed, recipe, mars.test, at), mars))
 
 
 def _study(options: argparse.Namespace) -> None:
-    rows, measure = study.find(options.lesson)
+    try:
+        rows, measure = study.find(options.lesson)
+    except ImportError as error:
+        raise ValueError(f"{options.lesson} has no study ({error})") from None
     committed = scale().name == "mini" and not os.environ.get("VREID_DATA")
     place = study.RESULTS if committed else writable(_place("study"), CURE)
-    jobs = options.jobs or (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1))
+    if os.environ.get("VREID_DATA"):
+        same_set(place, course_data(scale()))
+    alone = devices.device().type != "cpu"
+    jobs = options.jobs or (1 if alone else min(2, os.cpu_count() or 1))
     print(study.run(options.lesson, rows, measure, place, jobs))
 
 
 def _make(options: argparse.Namespace) -> None:
-    lesson = lessons.load(options.lesson)
+    lesson = _load(options.lesson)
     if not hasattr(lesson, "make"):
-        raise ValueError(f"{options.lesson} has nothing to make: use train")
+        raise ValueError(f"{options.lesson} has nothing to make: its notebook exports no `make`")
     print(lesson.make())
 
 
 def _release(options: argparse.Namespace) -> None:
-    for path in classroom.release(options.folder, options.lessons):
-        print(path)
+    for edition in classroom.release(options.folder, options.lessons):
+        print(edition)
 
 
 def _grade(options: argparse.Namespace) -> None:
     print(classroom.grade(options.folder))
 
 
+def _search(options: argparse.Namespace) -> None:
+    at, mars, out = scale(), read_mars(options.set), options.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out}: is there already: name a new folder with --out")
+    if bool(options.lesson) != bool(options.folder):
+        raise ValueError("--lesson and --folder: name both, or none")
+    model, how = resnet(at.backbone, at.weights), ()
+    if options.lesson:
+        lesson, file = _lesson(options.lesson), options.folder / "last.pt"
+        state = load_checkpoint(file)["model"]
+        people = len(next(x for name, x in state.items() if name.endswith("classifier.weight")))
+        model = lesson.build(people, model)
+        model.load_state_dict(state)
+        recipe = lesson.recipe(at)
+        how = lesson.embed, recipe.test_sampler, recipe.transform
+    features = answers.features_of(model, mars.test, at, *how)
+    found = answers.search(features, mars, options.camera)
+    answers.write_all(writable(out, CURE), features, found, options.top)
+    print(f"{found}\n{out.resolve()}: answers.csv, page_*.png, points.jsonl")
+
+
 def _bench(options: argparse.Namespace) -> None:
-    at, lesson = scale(), lessons.load(options.lesson)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    at, lesson = scale(), _lesson(options.lesson)
+    device = devices.device()
     model = study.new_model(lesson, course_data(at).train, at, seed=0).to(device)
-    clips = torch.zeros(1, at.T, 3, *at.size, device=device)
+    clips = torch.zeros(1, at.T, 3, *at.size)
     for name, value in study.cost(model, clips).items():
         print(f"{name:12} {value:,.2f}")
 

@@ -5,6 +5,7 @@ submitted/STUDENT/LESSON/LESSON.ipynb. Any other nbgrader command works on it as
 """
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import warnings
 from pathlib import Path
 
 from vreid_course import lessons
-from vreid_course.data.mars import writable
+from vreid_course.files import writable
 
 
 def release(folder: Path, names: list[str] | None = None) -> list[Path]:
@@ -41,7 +42,8 @@ def grade(folder: Path) -> Path:
     """
     os.environ.setdefault("VREID_SCALE", "smoke")
     grader, rows, faults = _grader(folder), [], []
-    submissions = sorted((folder / "submitted").glob("*/*"))
+    submissions = sorted((folder / "submitted").glob("[!.]*/[!.]*"))
+    submissions = [p for p in submissions if p.is_dir() or p.suffix == ".ipynb"]  # no litter
     if not submissions:
         raise ValueError(f"{folder}/submitted: empty: put STUDENT/LESSON/LESSON.ipynb there")
     for path in submissions:
@@ -62,8 +64,7 @@ def grade(folder: Path) -> Path:
 def _graded(grader, folder: Path, path: Path) -> list[tuple]:
     """The rows of one submission."""
     student, name = path.parent.name, path.name
-    if not (folder / "release" / name).is_dir():
-        raise ValueError(f"{path}: {name} was not released into {folder}: run `release` first")
+    _check_submission(folder, path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the insides of nbgrader's data base
         _succeed(grader.autograde(name, student), f"{path}: not graded")
@@ -71,6 +72,39 @@ def _graded(grader, folder: Path, path: Path) -> list[tuple]:
         graded = book.find_submission_notebook(name, name, student).grades
         marks = {g.cell.name: (g.auto_score or 0.0, g.max_score) for g in graded}
     return [(name, student, check, *marks[check]) for check in sorted(marks)]
+
+
+def _check_submission(folder: Path, path: Path) -> None:
+    """ValueError, with the cure, for what nbgrader would grade 0 or refuse without saying why."""
+    name = path.name
+    if path.is_file():
+        raise ValueError(f"{path}: not in a folder: rename it to {path.stem}/{name}")
+    edition = folder / "release" / name / f"{name}.ipynb"
+    if not edition.is_file():
+        known = ", ".join(sorted(p.name for p in (folder / "release").glob("[!.]*"))) or "nothing"
+        cure = f"rename the folder if it is one of these ({known}), else run `release` first"
+        raise ValueError(f"{path}: {name} was not released into {folder}: {cure}")
+    file = path / f"{name}.ipynb"
+    if not file.is_file():
+        others = sorted(p.name for p in path.glob("[!.]*.ipynb"))
+        found = f"rename {others[0]} to {file.name}" if others else "ask for the notebook"
+        raise ValueError(f"{path}: not graded, no {file.name}: {found}")
+    wanted, there = _marked_cells(edition), _marked_cells(file)
+    lost = [cell for cell in wanted if cell not in there]
+    double = sorted({cell for cell in there if there.count(cell) > 1})
+    if lost or double:
+        fault = f"cell {', '.join(lost)} is missing" if lost else f"{double[0]} stands twice"
+        raise ValueError(f"{file}: not graded, {fault}: mend it by hand, from {edition}")
+
+
+def _marked_cells(path: Path) -> list[str]:
+    """The names that nbgrader knows cells by: answers and checks."""
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8-sig"))["cells"]
+        marks = [cell.get("metadata", {}).get("nbgrader", {}) for cell in cells]
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        raise ValueError(f"{path}: not graded, no notebook: ask for it again") from None
+    return [mark["grade_id"] for mark in marks if mark.get("grade") or mark.get("solution")]
 
 
 def _grader(folder: Path):

@@ -35,12 +35,13 @@ def notebook(name: str) -> Path:
 
 def names() -> list[str]:
     """Names of all lessons, in order; a notebook whose name starts with _ is none."""
-    return sorted(p.stem for p in folder().glob("*.ipynb") if not p.name.startswith("_"))
+    return sorted(p.stem for p in folder().glob("*.ipynb") if not p.name.startswith(("_", ".")))
 
 
 def folder() -> Path:
     """The folder of the notebooks: VREID_NOTEBOOKS, or the one beside the package."""
     path = Path(os.environ.get("VREID_NOTEBOOKS", Path(__file__).parents[1] / "notebooks"))
+    path = path.expanduser()
     if not path.is_dir():
         raise FileNotFoundError(
             f"no notebooks in {path}: install the course with `pip install -e .` from its own "

@@ -20,18 +20,21 @@ def batch_hard_triplet(
     anchors: (B, D) float; pids: (B,) int64. Positives and negatives are taken from `others`
     (M, D) with `other_pids` (M,), by default from the anchors; an anchor may then be its own
     positive, at distance 0. Several processes mine each its own share of the batch.
-    Returns a scalar. Raises ValueError if an anchor has no positive or no negative.
+    Returns a scalar. An anchor without a positive or a negative is a ValueError on a CPU; on other
+    devices, where to look would be to wait, the loss is then nan.
     """
     if others is None:
         others, other_pids = anchors, pids
     distances = torch.cdist(anchors.float(), others.float())  # (B, M)
     same = pids[:, None] == other_pids[None, :]  # (B, M)
-    if not (same.any(1) & ~same.all(1)).all():
+    usable = same.any(1) & ~same.all(1)  # (B,)
+    if usable.device.type == "cpu" and not usable.all():
         found = pids.unique().tolist()
         raise ValueError(f"no triplet for some anchor, identities {found}: sample two or more")
     hardest_positive = distances.masked_fill(~same, -torch.inf).amax(1)
     hardest_negative = distances.masked_fill(same, torch.inf).amin(1)
-    return F.relu(hardest_positive - hardest_negative + margin).mean()
+    terms = F.relu(hardest_positive - hardest_negative + margin)
+    return terms.masked_fill(~usable, torch.nan).mean()
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, epsilon: float = 0.1) -> Tensor:

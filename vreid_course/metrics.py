@@ -80,8 +80,10 @@ def evaluate_distances(
     if not (scored := np.count_nonzero(first)):
         raise ValueError("no query has its person in another camera: look at pids and camids")
     cmc = np.bincount(first, minlength=max(50, len(pids)) + 1)[1:].cumsum() / scored
-    rest = len(first) - scored, np.count_nonzero(pids != -1), ap
-    return Result(float(np.nanmean(aps)), cmc, aps, first, scored, *rest)
+    return Result(
+        mAP=float(np.nanmean(aps)), cmc=cmc, ap=aps, first_rank=first, scored=scored,
+        unscored=len(first) - scored, gallery_size=np.count_nonzero(pids != -1), formula=ap,
+    )  # fmt: skip
 
 
 def ranked(features, pids, camids, q: int) -> np.ndarray:

@@ -23,7 +23,9 @@ except (ImportError, RuntimeError, OSError) as error:
     cure = 'install both again: see "CPU only" in README.md, or pip install -r requirements.txt'
     raise ImportError(f"{fault}: {cure}") from None
 
-WEIGHTS_FOLDER = Path(__file__).resolve().parents[1] / "data" / "weights"
+from vreid_course.files import DATA, one_line
+
+WEIGHTS_FOLDER = DATA / "weights"
 COURSE_WIDTHS = (32, 64, 128, 256)  # half of ResNet-18's
 
 
@@ -117,9 +119,17 @@ def load_weights(model: nn.Module, name: str, folder: Path | None = None) -> nn.
     return model
 
 
+def imagenet_on_disk(name: str) -> bool:
+    """Whether ImageNet weights for a backbone can be had without a network."""
+    if named := os.environ.get("VREID_WEIGHTS", ""):
+        return Path(named).is_file() or Path(named, f"{name}.pth").is_file()
+    address = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
+    return Path(torch.hub.get_dir(), "checkpoints", address.rpartition("/")[2]).is_file()
+
+
 def _load_imagenet(model: nn.Module, name: str) -> None:
     """Fill the model with torchvision's (or timm's) ImageNet weights, from disk or the network."""
-    named = os.environ.get("VREID_WEIGHTS", "")
+    named = os.path.expanduser(os.environ.get("VREID_WEIGHTS", ""))
     path = Path(named, f"{name}.pth") if Path(named).is_dir() else Path(named)
     try:
         if named:
@@ -137,11 +147,6 @@ def _load_imagenet(model: nn.Module, name: str) -> None:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error, on one line and not too long."""
-    return " ".join(str(error).split())[:150] or type(error).__name__
 
 
 def frame_features(trunk: nn.Module, frames: Tensor, chunk: int = 64) -> Tensor:

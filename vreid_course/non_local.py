@@ -58,7 +58,9 @@ def _embedding(channels: int, inner: int, subsample: bool) -> nn.Module:
 def usual_places(trunk: Trunk) -> dict[str, tuple[int, ...]]:
     """Blocks of layer2 and layer3, counted from 0: every second one, or all where there are two."""
     sizes = {stage: len(getattr(trunk, stage)) for stage in ("layer2", "layer3")}
-    return {stage: tuple(range(n > 2, n, 1 + (n > 2))) for stage, n in sizes.items()}
+    return {
+        stage: tuple(range(n)) if n <= 2 else tuple(range(1, n, 2)) for stage, n in sizes.items()
+    }
 
 
 def insert_non_local(trunk: Trunk, after: dict[str, tuple[int, ...]] | None = None) -> Trunk:

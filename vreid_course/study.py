@@ -26,15 +26,16 @@ from filelock import FileLock
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vreid_course import lessons
-from vreid_course.data.mars import Mars, MarsError, Split, writable
-from vreid_course.drawing.mini_mars import MiniMars, cache_folder, mini_mars
+from vreid_course import devices, lessons
+from vreid_course.data.mars import NO_QUERIES, Mars, MarsError, Split
+from vreid_course.drawing.mini_mars import MiniMars, mini_mars
+from vreid_course.files import cache_folder, writable, write_whole
 from vreid_course.loader import ClipBatches, FrameStore, augment
 from vreid_course.metrics import Result, evaluate
 from vreid_course.nets import resnet
 from vreid_course.sampling import IdentityBatches
 from vreid_course.scales import Scale, course_data
-from vreid_course.training import Diverged, extract, train, write_whole
+from vreid_course.training import Diverged, extract, train
 
 RESULTS = Path(__file__).parents[1] / "data" / "results"
 
@@ -44,7 +45,8 @@ class Recipe:
     """How a method is trained and tested.
 
     train_sampler, test_sampler: see `sampling`; batches(split, seed): which tracklets make a batch;
-    optimiser(model); schedule(steps): factor of the learning rate by step; transform: of a clip.
+    optimiser(model); schedule(steps): factor of the learning rate by step; transform: of a clip;
+    people: so many identities the loss has to see together, 1 if it compares none (see `fitting`).
     """
 
     train_sampler: Callable
@@ -54,6 +56,18 @@ class Recipe:
     schedule: Callable[[int], Callable[[int], float]]
     steps: int
     transform: Callable = augment
+    people: int = 2
+
+    def fitting(self, split: Split) -> list[int]:
+        """The numbers of processes that can share a batch: each gets as many clips, at least two.
+
+        Where identities are compared each gets `people` or more of them, with all their clips.
+        """
+        batches = self.batches(split, 0)
+        P, K = batches.P, batches.K
+        if self.people == 1:
+            return [n for n in range(1, P * K // 2 + 1) if P * K % n == 0]
+        return [n for n in range(1, P // self.people + 1) if P % n == 0]
 
 
 def fit(
@@ -65,15 +79,29 @@ def fit(
     seed: int,
     folder: Path | None = None,
     workers: int = 0,
+    save_seconds: float = 300,
+    skip_bad: bool = False,
 ) -> list[dict[str, float]]:
-    """Train a model on a split, or its frames, by its recipe; returns the history of `train`."""
-    store = split if isinstance(split, FrameStore) else FrameStore(split, at.size)
+    """Train a model on a split, or its frames, by its recipe; returns the history of `train`.
+
+    skip_bad: see `FrameStore`; how many frames it replaced is printed. ValueError, before a frame
+    is read, for a number of processes that the recipe does not fit.
+    """
+    plain = isinstance(split, Split)  # else it is a store already
+    store = FrameStore(split, at.size, skip_bad=skip_bad) if plain else split
+    numbers, processes = recipe.fitting(store.split), devices.processes()
+    if processes not in numbers:
+        known = ", ".join(map(str, numbers))
+        raise ValueError(f"{processes} processes do not fit its batches: start {known}")
     rows = recipe.batches(store.split, seed)
     batches = ClipBatches(store, recipe.train_sampler, rows, recipe.transform, seed, workers)
     optimiser, schedule = recipe.optimiser(model), recipe.schedule(recipe.steps)
-    return train(
-        model, loss, optimiser, batches, recipe.steps, schedule=schedule, seed=seed, folder=folder
+    history = train(
+        model, loss, optimiser, batches, recipe.steps, schedule, seed, folder, save_seconds
     )
+    if store.skipped:
+        print(f"replaced a frame that cannot be read {store.skipped} times")
+    return history
 
 
 def new_model(lesson: ModuleType, split: Split, at: Scale, seed: int) -> nn.Module:
@@ -91,6 +119,8 @@ def extract_features(model: nn.Module, embed: Callable, recipe: Recipe, split: S
 
 def search(features: np.ndarray, mars: Mars, merge_queries: bool = True) -> Result:
     """Score a feature (N, D) of every test tracklet: all queries of the set, as MARS does."""
+    if not len(mars.query):
+        raise MarsError(f"{mars.root / 'info' / 'query_IDX.mat'}: {NO_QUERIES}")
     query, rest = mars.query, np.setdiff1d(np.arange(len(mars.test)), mars.query)
     columns = features, mars.test.pids, mars.test.camids
     part = [column[rows] for rows in (query, rest) for column in columns]
@@ -117,12 +147,13 @@ def summary(result: Result) -> dict[str, str]:
 
 def find(name: str) -> tuple[list[dict], Callable[[dict], dict]]:
     """Rows and `measure` of a study: "gates", or a lesson's, "01_baseline"; ValueError: none."""
-    if name in lessons.names() and hasattr(lessons.load(name), "STUDY"):
-        return lessons.load(name).STUDY, lessons.load(name).measure
-    module = name.lstrip("0123456789_")
-    if not importlib.util.find_spec(f"vreid_course.studies.{module}"):
+    lesson = lessons.load(name) if name[:1].isdigit() else None
+    if hasattr(lesson, "STUDY"):
+        return lesson.STUDY, lesson.measure
+    module = f"vreid_course.studies.{name.lstrip('0123456789_')}"
+    if not importlib.util.find_spec(module):
         raise ValueError(f"no study {name!r}: name a lesson that has one, or gates, compare, ...")
-    found = importlib.import_module(f"vreid_course.studies.{module}")
+    found = importlib.import_module(module)
     if not hasattr(found, "ROWS"):
         raise ValueError(f"{name} has no rows to measure: its tables are made from others")
     return found.ROWS, found.measure
@@ -237,30 +268,28 @@ def _circumstances() -> dict[str, str]:
     command = ["git", "rev-parse", "--short", "HEAD"]
     here = Path(__file__).parent
     commit = subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {"device": device, "torch": torch.__version__, "python": platform.python_version(),
-            "commit": commit or "unknown"}  # fmt: skip
+    found = {"device": devices.name(), "torch": torch.__version__}
+    return found | {"python": platform.python_version(), "commit": commit or "unknown"}
 
 
 def cost(model: nn.Module, clips: torch.Tensor, repeats: int = 5) -> dict[str, float]:
     """Return parameters, and for one pass over clips (B, T, 3, H, W): GFLOPs, milliseconds, MiB.
 
-    MiB is the peak of the GPU's memory, nan on a CPU. A multiply-add counts as two operations.
+    On the model's device. MiB is the peak of its memory, nan on a CPU. A multiply-add counts as two
+    operations.
     """
-    model.eval()
+    where = next(model.parameters()).device
+    model, clips = model.eval(), clips.to(where)
     with torch.inference_mode():
         with FlopCounterMode(display=False) as counter:
             model(clips)
-        if clips.is_cuda:
-            torch.cuda.reset_peak_memory_stats()
+        devices.peak_memory(where, reset=True)
         times = []
         for _ in range(repeats):
             start = time.perf_counter()
             model(clips)
-            if clips.is_cuda:
-                torch.cuda.synchronize()
+            devices.synchronise(where)
             times.append(time.perf_counter() - start)
-    peak = torch.cuda.max_memory_allocated() / 2**20 if clips.is_cuda else float("nan")
     size = sum(p.numel() for p in model.parameters())
     return {"parameters": size, "GFLOPs": counter.get_total_flops() / 1e9,
-            "ms": 1000 * float(np.median(times)), "MiB": peak}  # fmt: skip
+            "ms": 1000 * float(np.median(times)), "MiB": devices.peak_memory(where)}  # fmt: skip

@@ -7,34 +7,40 @@ each other sees its own share only: each process mines its own triplets. So does
 
 import ctypes
 import hashlib
+import json
 import math
-import os
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from functools import wraps
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import timedelta
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    gather_object,
+)
 from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from vreid_course.drawing.mini_mars import cache_folder, cache_path
+from vreid_course import devices
+from vreid_course.data.mars import MarsError
+from vreid_course.devices import in_bfloat16 as in_bfloat16  # where lessons 08 and 09 look for it
+from vreid_course.files import CourseError, cache_folder, cache_path, one_line, write_whole
 from vreid_course.loader import FrameStore, augment, normalise
-from vreid_course.nets import Trunk, frame_features, one_line
+from vreid_course.nets import Trunk, frame_features
 from vreid_course.sampling import Rng, clips
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Tensor]]]
-_FINGERPRINTS: WeakKeyDictionary = WeakKeyDictionary()  # network: (versions of its weights, hash)
 
 
-class TrainingError(RuntimeError):
+class TrainingError(CourseError):
     """A run that cannot go on; the message is one line that says where and what to do."""
 
 
@@ -50,7 +56,9 @@ class _Objective(nn.Module):
         self.model, self.loss = model, loss
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.loss(self.model, batch)
+        total, parts = self.loss(self.model, batch)
+        shown = {key: torch.as_tensor(x, device=total.device).detach() for key, x in parts.items()}
+        return total, shown
 
 
 def train(
@@ -62,56 +70,147 @@ def train(
     schedule: Callable[[int], float] = lambda step: 1.0,
     seed: int = 0,
     folder: Path | None = None,
-    save_every: int = 100,
+    save_seconds: float = 300,
 ) -> list[dict[str, float]]:
-    """Train `model` in place, in bfloat16 on a GPU; returns step, lr, loss and its parts per step.
+    """Train `model` in place, on an accelerator if there is one; returns a row for each step.
 
-    loss(model, batch) -> (total, parts): a scalar, and scalars to show ("accuracy", ...).
-    batches(start, stop, (process, processes)) -> the batches of those steps (see ClipBatches);
-    uint8 clips are normalised here. schedule(step) scales the learning rates of the optimiser.
-    folder: keeps `last.pt`, from which the same call goes on where it stopped; on a CPU the result
-    is that of an uninterrupted run. Raises TrainingError for a loss that is not finite, a broken or
-    foreign checkpoint, and a full GPU.
+    A row: step, lr (of the optimiser's last group), loss and its parts.
+
+    loss(model, batch) -> (total, parts): a scalar, and scalars to show ("accuracy", ...). On an
+    accelerator it runs in `devices.half`. batches(start, stop, (process, processes)) -> the batches
+    of those steps (see ClipBatches); uint8 clips are normalised here. schedule(step) scales the
+    learning rates of the optimiser. folder: keeps `last.pt`, written every `save_seconds` and at
+    the end, and `history.jsonl`, a line a step; from these the same call goes on where it stopped;
+    on a CPU the result is that of an uninterrupted run. The model comes back to where it was.
+    Raises TrainingError for a loss that is not finite, a broken or foreign checkpoint, a full GPU.
     """
     accelerator = _accelerator()
     process = (accelerator.process_index, accelerator.num_processes)
-    objective, stepper = accelerator.prepare(_Objective(model, loss), optimiser)
-    start, history = _resume(folder, model, optimiser, seed, steps)
-    objective.train()
-    with tqdm(total=steps, initial=start, unit="step", disable=process[0] > 0) as bar:
-        for step, batch in enumerate(batches(start, steps, process), start):
-            torch.manual_seed(10**9 * seed + 1000 * step + process[0])  # for dropout
-            for group in optimiser.param_groups:
-                group["lr"] = group.setdefault("initial_lr", group["lr"]) * schedule(step)
-            values = _step(accelerator, objective, stepper, batch, step)
-            history.append({"step": step, "lr": group["lr"]} | values)
-            bar.set_postfix({k: f"{value:.3g}" for k, value in values.items()}, refresh=False)
-            bar.update()
-            if folder and process[0] == 0 and ((step + 1) % save_every == 0 or step + 1 == steps):
-                state = {"step": step + 1, "seed": seed, "history": history}
-                state |= {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-                save_checkpoint(Path(folder, "last.pt"), state)
-    return history
+    with moved(model, accelerator.device):
+        run = _Run(accelerator, model, loss, optimiser, folder, seed)
+        start = run.resume(steps)
+        with tqdm(total=steps, initial=start, unit="step", disable=process[0] > 0) as bar:
+            for step, batch in enumerate(batches(start, steps, process), start):
+                torch.manual_seed(10**9 * seed + 1000 * step + process[0])  # for dropout
+                for group in optimiser.param_groups:
+                    group["lr"] = group.setdefault("initial_lr", group["lr"]) * schedule(step)
+                run.step(step, group["lr"], batch)
+                bar.set_postfix(run.shown(), refresh=False)
+                bar.update()
+                if time.monotonic() - run.saved > save_seconds:
+                    run.save(step + 1)
+        if run.waiting:
+            run.save(step + 1)
+    return run.history
 
 
-def _step(
-    accelerator: Accelerator, objective: nn.Module, optimiser: object, batch: Batch, step: int
-) -> dict[str, float]:
-    """Forward, backward, update; returns the loss and its parts, averaged over the processes."""
-    with _memory_advice(batch["clips"].shape):
-        batch = {key: x.to(accelerator.device, non_blocking=True) for key, x in batch.items()}
-        if batch["clips"].dtype == torch.uint8:
-            batch["clips"] = normalise(batch["clips"])
-        total, parts = objective(batch)
-        values = [torch.as_tensor(x, device=total.device).detach() for x in parts.values()]
-        values = accelerator.reduce(torch.stack([total.detach(), *values]).float(), "mean").tolist()
-        values = dict(zip(("loss", *parts), values, strict=True))
+class _Run:
+    """The state of one call of `train`: steps, what they gave, and its files."""
+
+    def __init__(self, accelerator, model, loss, optimiser, folder, seed: int) -> None:
+        self.accelerator, self.model, self.optimiser = accelerator, model, optimiser
+        self.objective = accelerator.prepare(_Objective(model, loss)).train()
+        self.where = accelerator.device
+        self.fast = self.where.type != "cpu"  # on a CPU a loss asks for it itself
+        scaled = self.fast and devices.half(self.where) == torch.float16
+        self.scaler = torch.amp.GradScaler(self.where.type, enabled=scaled)
+        self.folder, self.seed, self.saved = folder and Path(folder), seed, time.monotonic()
+        self.history, self.written, self.end, self.waiting = [], 0, 0, None
+
+    def step(self, step: int, lr: float, batch: Batch) -> None:
+        """Forward, backward, update; what they gave is read one step later, without a wait."""
+        with _memory_advice(batch["clips"].shape):
+            batch = {key: x.to(self.where, non_blocking=True) for key, x in batch.items()}
+            if batch["clips"].dtype == torch.uint8:
+                batch["clips"] = normalise(batch["clips"])
+            with devices.in_half(self.where) if self.fast else nullcontext():
+                total, parts = self.objective(batch)
+            self.optimiser.zero_grad()
+            self.scaler.scale(total).backward()
+            self.scaler.step(self.optimiser)
+            self.scaler.update()
+            values = torch.stack([x.detach().float() for x in (total, *parts.values())])
+            values = self.accelerator.reduce(values, "mean")
+        before, self.waiting = self.waiting, (step, lr, ("loss", *parts), values)
+        self.read(before)
+
+    def read(self, waiting: tuple | None) -> None:
+        """Note what a step gave; the mean over the processes."""
+        if waiting is None:
+            return
+        step, lr, names, values = waiting
+        values = dict(zip(names, values.tolist(), strict=True))
         if not math.isfinite(values["loss"]):
-            raise Diverged(f"at step {step}: {values}: lower the learning rate")
-        optimiser.zero_grad()
-        accelerator.backward(total)
-        optimiser.step()
-    return values
+            cure = "lower the learning rate, or give each process clips of two people or more"
+            raise Diverged(f"at step {step}: {values}: {cure}")
+        self.history.append({"step": step, "lr": lr} | values)
+
+    def shown(self) -> dict[str, str]:
+        """The last values known, for the bar."""
+        last = self.history[-1] if self.history else {}
+        return {k: f"{v:.3g}" for k, v in last.items() if k not in ("step", "lr")}
+
+    def save(self, step: int) -> None:
+        """Read what is waiting; the first process then writes the history and the checkpoint."""
+        self.read(self.waiting)
+        self.waiting, self.saved = None, time.monotonic()
+        if self.folder is None or not self.accelerator.is_main_process:
+            return
+        self.end = append_history(self.folder, self.history[self.written :], self.end)
+        self.written = len(self.history)
+        state = {"step": step, "seed": self.seed, "scaler": self.scaler.state_dict()}
+        state |= {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
+        save_checkpoint(self.folder / "last.pt", state)
+
+    def resume(self, steps: int) -> int:
+        """Load the checkpoint where there is one; returns the steps done."""
+        path = Path(self.folder or "", "last.pt")
+        if self.folder is None or not path.exists():
+            return 0
+        state = load_checkpoint(path)
+        try:
+            if state["seed"] != self.seed or state["step"] > steps:
+                raise ValueError(f"seed {state['seed']}, step {state['step']} of now {steps}")
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.history, self.end = read_history(self.folder, state["step"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            fault = f"{path}: from another run ({one_line(error)})"
+            raise TrainingError(f"{fault}: delete it, or name another folder") from None
+        self.written = len(self.history)
+        return state["step"]
+
+
+def append_history(folder: Path, rows: list[dict], end: int) -> int:
+    """Write rows at byte `end` of the history in a folder, and nothing behind; the new end.
+
+    What a killed run wrote after its last checkpoint goes. CourseError for a full disk.
+    """
+    path = folder / "history.jsonl"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        with path.open("r+b") as file:
+            file.truncate(end)
+            file.seek(end)
+            file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+            return file.tell()
+    except OSError as error:
+        cure = "free some space, or name another folder"
+        raise CourseError(f"{path}: cannot write ({one_line(error)}): {cure}") from None
+
+
+def read_history(folder: Path, steps: int) -> tuple[list[dict[str, float]], int]:
+    """The first `steps` rows of what `train` keeps in a folder, and the byte where they end.
+
+    TrainingError if there are less.
+    """
+    path = Path(folder, "history.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)[:steps] if path.exists() else []
+    if len(lines) < steps or not all(line.endswith(b"\n") for line in lines[-1:]):
+        raise TrainingError(f"{path.name} has {len(lines)} of {steps} steps")
+    return [json.loads(line) for line in lines], sum(map(len, lines))
 
 
 def two_rates(model: nn.Module, known: Iterable[nn.Parameter], rate=3e-4, new_rate=3e-3):
@@ -120,21 +219,6 @@ def two_rates(model: nn.Module, known: Iterable[nn.Parameter], rate=3e-4, new_ra
     new = [p for p in model.parameters() if p not in old]
     groups = {"params": [*old], "lr": rate}, {"params": new, "lr": new_rate}
     return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=5e-4)
-
-
-def in_bfloat16(function: Callable) -> Callable:
-    """`function(model, ...)`, a loss or an embedding, computed in bfloat16 on the model's device.
-
-    A tensor comes back as float32. The training loop does this by itself on a GPU only.
-    """
-
-    @wraps(function)
-    def fast(model: nn.Module, *values):
-        with torch.autocast(next(model.parameters()).device.type, torch.bfloat16):
-            found = function(model, *values)
-        return found.float() if isinstance(found, Tensor) else found
-
-    return fast
 
 
 def cosine(steps: int, warmup: int = 0) -> Callable[[int], float]:
@@ -153,19 +237,6 @@ def save_checkpoint(path: Path, state: dict) -> None:
     write_whole(path, lambda part: torch.save(state, part))
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file, which gets its name only when it is whole."""
-    part = path.with_suffix(f".{os.getpid()}.part")  # two may write the same file at once
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
-        cure = "free some space, or name another folder"
-        raise TrainingError(f"{path}: cannot write ({one_line(error)}): {cure}") from None
-
-
 def load_checkpoint(path: Path) -> dict:
     """Read what `save_checkpoint` wrote, to the CPU, running no code that the file may hold."""
     try:
@@ -175,35 +246,19 @@ def load_checkpoint(path: Path) -> dict:
         raise TrainingError(f"{path}: no checkpoint ({one_line(error)}): {cure}") from None
 
 
-def _resume(
-    folder: Path | None, model: nn.Module, optimiser: torch.optim.Optimizer, seed: int, steps: int
-) -> tuple[int, list]:
-    """Load the checkpoint where there is one; returns the steps done and their history."""
-    path = Path(folder or "", "last.pt")
-    if folder is None or not path.exists():
-        return 0, []
-    state = load_checkpoint(path)
-    try:
-        if state["seed"] != seed or state["step"] > steps:
-            raise ValueError(f"seed {state['seed']}, step {state['step']} of now {steps}")
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        fault = f"{path}: from another run ({one_line(error)})"
-        raise TrainingError(f"{fault}: delete it, or name another folder") from None
-    return state["step"], state["history"]
-
-
 class Tracklets(Dataset):
     """The test clips of each tracklet: (row, [uint8 (T, 3, H, W), ...])."""
 
     def __init__(self, store: FrameStore, sampler: Callable, transform: Callable) -> None:
         self.store, self.sampler, self.transform = store, sampler, transform
 
-    def __getitem__(self, row: int) -> tuple[int, list[Tensor]]:
+    def __getitem__(self, row: int) -> tuple[int, list[Tensor] | MarsError]:
         picked = self.sampler(int(self.store.split.lengths[row]), None)
         picked = picked if isinstance(picked, list) else [picked]
-        return row, [self.transform(self.store.read(row, which), None) for which in picked]
+        try:
+            return row, [self.transform(self.store.read(row, which), None) for which in picked]
+        except MarsError as error:  # raised in a worker it would come as a traceback
+            return row, error
 
 
 def extract(
@@ -225,19 +280,41 @@ def extract(
     rows = range(len(store.split))[accelerator.process_index :: accelerator.num_processes]
     tracklets = Tracklets(store, sampler, transform)
     loader = DataLoader(tracklets, batch_size=None, sampler=rows, num_workers=workers)
-    training, features = model.training, []
-    model.eval().to(accelerator.device)
-    with torch.inference_mode():
+    features, where = [], accelerator.device
+    with moved(model, where), _testing(model):
         for row, clips in tqdm(loader, unit="tracklet", disable=not accelerator.is_main_process):
+            if isinstance(clips, MarsError):
+                raise clips
             total = 0
             for clip in clips:
                 with _memory_advice(clip.shape):
-                    total += len(clip) * embed(model, normalise(clip.to(accelerator.device)))
-            feature = total.float().cpu().numpy() / sum(map(len, clips))
-            features.append((row, feature))
-    model.train(training)
+                    total += len(clip) * embed(model, normalise(clip.to(where))).float()
+            features.append((row, total.cpu().numpy() / sum(map(len, clips))))
     everyone = dict(gather_object(features))
     return np.stack([everyone[row] for row in range(len(everyone))])
+
+
+@contextmanager
+def moved(model: nn.Module, where: torch.device) -> Iterator[None]:
+    """The model on a device, laid out for convolutions, and then where it was before."""
+    home = next((p.device for p in model.parameters()), where)
+    devices.channels_last(model).to(where)
+    try:
+        yield
+    finally:
+        model.to(home)
+
+
+@contextmanager
+def _testing(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode, without gradients."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
 
 
 def extract_frames(trunk: Trunk, store: FrameStore, root: Path | None = None) -> list[np.ndarray]:
@@ -246,7 +323,7 @@ def extract_frames(trunk: Trunk, store: FrameStore, root: Path | None = None) ->
     Pictures are cropped as in testing (`augment`) and averaged over space (`nets.frame_features`),
     64 frames at a time. See `computed_once` for where they are kept.
     """
-    key = (store.split.folder.resolve(), store.size, *store.split.names)
+    key = (store.split.folder.resolve(), store.size, store.split.stamp())
     found = computed_once("frames", key, lambda: _all_frames(trunk, store), trunk, root)
     return np.split(found, store.offsets[1:-1])
 
@@ -262,8 +339,8 @@ def computed_once(
 
     It is kept as `kind`_*.npy in the folder `root` (default: the cache folder) and read from there
     as it is needed; of several processes one computes, the others wait for the file. The key holds
-    what the arrays depend on: folders, names, sizes. Raises TrainingError for a broken file and a
-    full disk.
+    what the arrays depend on: folders, sizes, `Split.stamp` (names and files). Raises TrainingError
+    for a broken file and a full disk.
     """
     known = repr((*map(str, key), weights is not None and _fingerprint(weights)))
     path = cache_path(root) / f"{kind}_{hashlib.sha256(known.encode()).hexdigest()[:12]}.npy"
@@ -285,29 +362,22 @@ def _save_array(path: Path, array: np.ndarray) -> None:
 
 
 def _fingerprint(model: nn.Module) -> str:
-    """A hash of all weights, computed again only after one of them was written."""
-    tensors = model.state_dict().values()
-    written = tuple((x.data_ptr(), x._version) for x in tensors)
-    if _FINGERPRINTS.get(model, ("",))[0] != written:
-        found = hashlib.sha256()
-        for x in tensors:
-            found.update(x.cpu().numpy().tobytes())
-        _FINGERPRINTS[model] = written, found.hexdigest()
-    return _FINGERPRINTS[model][1]
+    """A hash of all weights."""
+    found = hashlib.sha256()
+    for x in model.state_dict().values():
+        found.update(x.cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _all_frames(trunk: Trunk, store: FrameStore) -> list[np.ndarray]:
-    device, training = _accelerator().device, trunk.training
-    trunk.eval().to(device)
-    found = []
-    with torch.inference_mode():
+    where, found = _accelerator().device, []
+    with moved(trunk, where), _testing(trunk):
         for row in tqdm(range(len(store.split)), unit="tracklet"):
             rows = []
             for which in clips(int(store.split.lengths[row]), frames=64):
-                clip = normalise(augment(store.read(row, which)).to(device))
+                clip = normalise(augment(store.read(row, which)).to(where))
                 rows.append(frame_features(trunk, clip).float().cpu().numpy())
             found.append(np.concatenate(rows))
-    trunk.train(training)
     return found
 
 
@@ -320,17 +390,23 @@ def _keep_freed_memory() -> None:
 
 
 def _accelerator() -> Accelerator:
-    cuda = torch.cuda.is_available()
-    if not cuda:
+    on_cpu = devices.device().type == "cpu"
+    if on_cpu:
         _keep_freed_memory()
-    return Accelerator(mixed_precision="bf16" if cuda else "no", cpu=not cuda)
+    together = [
+        InitProcessGroupKwargs(timeout=timedelta(hours=3)),  # one may prepare for all
+        DistributedDataParallelKwargs(
+            find_unused_parameters=True
+        ),  # not every loss uses every head
+    ]
+    return Accelerator(mixed_precision="no", cpu=on_cpu, kwargs_handlers=together)
 
 
 @contextmanager
 def _memory_advice(shape: torch.Size) -> Iterator[None]:
     try:
         yield
-    except torch.cuda.OutOfMemoryError:
+    except torch.OutOfMemoryError:
         advice = "stop what else uses the GPU, set VREID_SCALE=mini, or use fewer clips or frames"
         advice += " (P, K, T, test_frames in vreid_course/scales.py)"
         raise TrainingError(f"GPU out of memory at clips of {tuple(shape)}: {advice}") from None

@@ -6,23 +6,30 @@ info/train_name.txt  test_name.txt    one frame name per line
 info/tracks_train_info.mat  tracks_test_info.mat  query_IDX.mat
 """
 
+import hashlib
+import os
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import numpy as np
 from PIL import Image
 from scipy.io import loadmat, savemat
 
+from vreid_course.files import CourseError
+from vreid_course.files import writable as writable  # where data/ and others look for it
+
 PARTS = ("train", "test")
 COPY = "copy info/ again, all of it from one source"
+NO_QUERIES = "holds no queries: copy it again, or write the numbers of the tracklets to be searched"
+KEY = re.compile(r"(00-1|[0-9]{4})C([0-9]+)T[0-9]+(?=F)")  # identity, camera and tracklet of a name
+HDF5 = b"\x89HDF\r\n\x1a\n"  # what MATLAB's v7.3 files are; behind a header of 512 bytes
 
 
-class MarsError(ValueError):
-    """Bad input or output; the message is one line that names the file and the cure."""
+MarsError = CourseError  # bad input or output; one line that names the file and the cure
 
 
 def read_frame(path: Path) -> np.ndarray:
@@ -30,34 +37,49 @@ def read_frame(path: Path) -> np.ndarray:
     try:
         with Image.open(path, formats=["JPEG"]) as picture:
             return np.asarray(picture.convert("RGB"))
-    except FileNotFoundError:
-        fault = "no such frame"
     except (OSError, SyntaxError, ValueError) as error:
-        empty = path.is_file() and path.stat().st_size == 0
-        fault = "an empty frame" if empty else f"not a whole JPEG ({type(error).__name__})"
-    cure = "copy it again, or read with skip_bad=True"
+        raise MarsError(f"{path}: {frame_fault(path, error)}") from None
+
+
+def frame_fault(path: Path, error: Exception | None = None) -> str:
+    """What is wrong with a frame's file and how to mend it; "" if it is there and was not read.
+
+    error: what reading it raised, None if nobody tried.
+    """
+    cure = "copy it again, or skip it (`train --skip-bad`, in code skip_bad=True)"
     if any((folder / "settings.json").is_file() for folder in path.parents[2:3]):
         cure = f"delete {path.parents[2]}, it is drawn again"
-    raise MarsError(f"{path}: {fault}: {cure}")
-
-
-def writable(folder: Path, cure: str) -> Path:
-    """The folder, made where missing; MarsError, with the cure, if nothing can be written there."""
+    if not path.is_file():
+        same = path.stem.lower()
+        near = sorted(p.name for p in path.parent.glob("*") if p.stem.lower() == same)
+        other = f", but {near[0]} is there: give it the name that info/ has" if near else ""
+        return "no such frame" + (other or f": {cure}")
+    if path.stat().st_size == 0:
+        return f"an empty frame: {cure}"
+    if error is None:
+        return ""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder) as file:
-            file.write(bytes(2**20))  # a full disk still makes empty files
-    except OSError as error:
-        fault = f"{folder}: cannot write there ({error.strerror or error})"
-        raise MarsError(f"{fault}: {cure}") from None
-    return folder
+        with Image.open(path) as picture:
+            kind = picture.format
+    except (OSError, SyntaxError, ValueError):
+        kind = "JPEG"
+    if kind not in ("JPEG", "MPO"):
+        return f"a {kind} picture that is called {path.suffix}: save it as JPEG"
+    return f"not a whole JPEG ({type(error).__name__}): {cure}"
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, or of a UTF-16 one with its byte order mark, as Windows writes."""
+    data = Path(path).expanduser().read_bytes()
+    return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """The N tracklets of one part. Frame numbers are 0-based rows of `names`, half open.
 
-    names: (F,) str; first, last, pids, camids: (N,) int64; pid -1 junk, 0 distractor; camid 1..6.
+    names: (F,) str; first, last, pids, camids: (N,) int64; pid -1 junk, 0 distractor; camid
+    from 1 (MARS has 1..6).
     """
 
     folder: Path
@@ -77,7 +99,7 @@ class Split:
 
     def key(self, i: int) -> str:
         """What the frame names of tracklet i share, such as "0001C1T0001"."""
-        return str(self.names[self.first[i]][:11])
+        return KEY.match(str(self.names[self.first[i]]))[0]
 
     def paths(self, i: int, which: Sequence[int] | None = None) -> list[Path]:
         """The files of tracklet i, of all its T frames or of frames `which` (each in 0..T-1)."""
@@ -109,6 +131,22 @@ class Split:
         if len({frame.shape for frame in frames}) > 1:
             raise MarsError(f"{self.folder}: {self.key(i)} has frames of several sizes: resize it")
         return np.stack(frames)
+
+    def stamp(self) -> str:
+        """A hash of names, tracklets, sizes and times of change: another where a picture changed.
+
+        Of a drawn set the times do not count: it can be deleted, and is drawn again the same.
+        """
+        drawn, files = (self.folder.parent / "settings.json").is_file(), {}
+        for folder in {folder_name(pid) for pid in self.pids.tolist()}:
+            if (self.folder / folder).is_dir():
+                with os.scandir(self.folder / folder) as entries:
+                    files |= {e.name: (e.stat().st_size, e.stat().st_mtime_ns) for e in entries}
+        found = hashlib.sha256(np.stack([self.first, self.last, self.pids, self.camids]).tobytes())
+        for name in self.names.tolist():
+            size, time = files.get(name, (-1, -1))
+            found.update(f"{name} {size} {'' if drawn else time}\n".encode())
+        return found.hexdigest()
 
     def select(self, rows: np.ndarray) -> "Split":
         """The split of some tracklets only: `rows` are row numbers, or a mask of shape (N,)."""
@@ -146,9 +184,9 @@ def read_split(root: Path, part: str) -> Split:
         fault = "no such folder: name the one that holds bbox_train, bbox_test and info"
         raise MarsError(f"{info}: {fault} (info comes with the MARS-evaluation code)")
     tracks_path, names_path = info / f"tracks_{part}_info.mat", info / f"{part}_name.txt"
-    rows = _read_mat(tracks_path, f"track_{part}_info", columns=4)
+    rows = read_mat(tracks_path, f"track_{part}_info", columns=4)
     try:
-        names = np.array(names_path.read_text("ascii").split(), dtype=str)
+        names = np.array(read_text(names_path).split(), dtype=str)
     except (OSError, UnicodeDecodeError) as error:
         fault = "no such file" if isinstance(error, FileNotFoundError) else f"no text ({error})"
         raise MarsError(f"{names_path}: {fault}: {COPY}") from error
@@ -165,7 +203,7 @@ def read_split(root: Path, part: str) -> Split:
 def read_query(root: Path, test: Split) -> np.ndarray:
     """Read the queries, (Q,) int64 rows of `test`; MarsError if one is no row of a real person."""
     path = root / "info" / "query_IDX.mat"
-    rows = _read_mat(path, "query_IDX").ravel() - 1
+    rows = read_mat(path, "query_IDX").ravel() - 1
     bad = (rows < 0) | (rows >= len(test))
     bad |= test.pids[np.where(bad, 0, rows)] < 1
     if bad.any():
@@ -174,18 +212,21 @@ def read_query(root: Path, test: Split) -> np.ndarray:
     return rows
 
 
-def _read_mat(path: Path, key: str, columns: int | None = None) -> np.ndarray:
+def read_mat(path: Path, key: str, columns: int | None = None) -> np.ndarray:
     """One matrix of whole numbers in a .mat file, (N, columns) or (1, N), as int64."""
     if not path.is_file():
         raise MarsError(f"{path}: no such file: {COPY}")
     try:
-        content = loadmat(path, appendmat=False)
-    except Exception as error:  # SciPy raises many kinds on a broken file
+        content = _load_mat(path)
+    except Exception as error:  # the libraries raise many kinds on a broken file
         raise MarsError(f"{path}: no MATLAB file ({type(error).__name__}): {COPY}") from error
     if key not in content:
         found = ", ".join(name for name in content if not name.startswith("__"))
         raise MarsError(f"{path}: holds {found or 'nothing'}, not {key}: {COPY}")
     array = content[key]
+    if array.dtype.kind in "OUS":
+        fault = f"{key} holds text or cells, not numbers"
+        raise MarsError(f"{path}: {fault}: save it as one matrix of numbers (str2double)")
     if array.size == 0:
         return np.zeros((0, columns or 0), np.int64)
     right = array.shape[1:] == (columns,) if columns else 1 in array.shape
@@ -195,6 +236,24 @@ def _read_mat(path: Path, key: str, columns: int | None = None) -> np.ndarray:
     return array.astype(np.int64)
 
 
+def _load_mat(path: Path) -> dict[str, np.ndarray]:
+    """The variables of a MATLAB file, also of one that was saved with -v7.3."""
+    with path.open("rb") as stream:
+        head = stream.read(520)
+    if HDF5 not in (head[:8], head[512:]):
+        return loadmat(path, appendmat=False)
+    import h5py  # half a second, for the few files of this kind
+
+    with h5py.File(path) as file:
+        found = {name: x for name, x in file.items() if isinstance(x, h5py.Dataset)}
+        text = {
+            name for name, x in found.items() if x.attrs.get("MATLAB_class") in (b"char", b"cell")
+        }
+        empty = {name for name, x in found.items() if "MATLAB_empty" in x.attrs}
+        found = {name: np.zeros(0) if name in empty else x[()].T for name, x in found.items()}
+        return found | dict.fromkeys(text, np.array(["text"]))
+
+
 def _check_rows(path: Path, rows: np.ndarray, lowest_pid: int) -> None:
     """Tracklets tile the name list from line 1 on; identities and cameras are in range."""
     first, last, pids, camids = rows.T
@@ -202,7 +261,7 @@ def _check_rows(path: Path, rows: np.ndarray, lowest_pid: int) -> None:
         "its frames do not follow the row before": first != np.append(1, last[:-1] + 1),
         "it has no frames": last < first,
         f"identity is not in {lowest_pid}..9999": (pids < lowest_pid) | (pids > 9999),
-        "camera is not in 1..6": (camids < 1) | (camids > 6),
+        "cameras are counted from 1": camids < 1,
     }
     for fault, bad in checks.items():
         if bad.any():
@@ -215,21 +274,16 @@ def _check_names(path: Path, names: np.ndarray, rows: np.ndarray) -> None:
     if len(names) != rows[-1, 1]:
         fault = f"holds {len(names)} names, but the tracklets have {rows[-1, 1]} frames"
         raise MarsError(f"{path}: {fault}: {COPY}")
-    names = names if names.dtype.itemsize >= 4 * 12 else names.astype("U12")
-    letters = names.view(np.uint32).reshape(len(names), -1)  # one code point a column
-    lengths = rows[:, 1] - rows[:, 0] + 1
-    good = letters[:, 5] == np.repeat(rows[:, 3] + ord("0"), lengths)
-    folders = np.array([folder_name(pid) for pid in rows[:, 2]]).view(np.uint32).reshape(-1, 4)
-    for column in range(4):
-        good &= letters[:, column] == np.repeat(folders[:, column], lengths)
-    for column, letter in ((4, "C"), (6, "T"), (11, "F")):
-        good &= letters[:, column] == ord(letter)
-    if not good.all():
-        line = int(good.argmin())
-        row = int(np.searchsorted(rows[:, 1], line + 1))
-        wanted = f"{folder_name(rows[row, 2])}C{rows[row, 3]}T0001F001.jpg"
-        fault = f"line {line + 1} is {str(names[line])!r}, where tracklet {row + 1} has {wanted}"
-        raise MarsError(f"{path}: {fault}: {COPY}")
+    listed = names.tolist()
+    for row, (first, last, pid, camid) in enumerate(rows.tolist(), 1):
+        key, line = KEY.match(listed[first - 1]), first
+        if key and (key[1], int(key[2])) == (folder_name(pid), camid):
+            others = (i for i in range(first, last) if not listed[i].startswith(key[0] + "F"))
+            line = next(others, -1) + 1
+        if line:
+            wanted = f"{folder_name(pid)}C{camid}T0001F001.jpg"
+            fault = f"line {line} is {listed[line - 1]!r}, where tracklet {row} has {wanted}"
+            raise MarsError(f"{path}: {fault}: {COPY}")
 
 
 def folder_name(pid: int) -> str:
@@ -238,8 +292,8 @@ def folder_name(pid: int) -> str:
 
 
 def frame_names(pid: int, camid: int, tracklet: int, count: int) -> list[str]:
-    """The frame names of one tracklet: pid -1..9999, camid 1..6, tracklet 1..9999, count >= 1."""
-    if not (-1 <= pid <= 9999 and 1 <= camid <= 6 and 1 <= tracklet <= 9999 and count >= 1):
+    """The frame names of one tracklet: pid -1..9999, camid from 1, tracklet 1..9999, count >= 1."""
+    if not (-1 <= pid <= 9999 and 1 <= camid and 1 <= tracklet <= 9999 and count >= 1):
         raise MarsError(f"no MARS name for {pid=} {camid=} {tracklet=} {count=}: renumber them")
     key = f"{folder_name(pid)}C{camid}T{tracklet:04d}"
     return [f"{key}F{frame:03d}.jpg" for frame in range(1, count + 1)]
@@ -250,9 +304,10 @@ def query_rows(pids: np.ndarray, camids: np.ndarray, cameras: int = 2) -> np.nda
 
     cameras=1 adds the people of a single camera, whose queries cannot be scored.
     """
-    pairs = pids * 10 + camids
+    base = int(camids.max(initial=0)) + 1
+    pairs = pids * base + camids
     kinds, from_end = np.unique(pairs[::-1], return_index=True)
-    people, seen_by = np.unique(kinds // 10, return_counts=True)
+    people, seen_by = np.unique(kinds // base, return_counts=True)
     rows = np.sort(len(pairs) - 1 - from_end)
     return rows[(pids[rows] > 0) & np.isin(pids[rows], people[seen_by >= cameras])]
 
@@ -275,8 +330,9 @@ def write_info(
         (info / f"{part}_name.txt").write_bytes(text.encode("ascii"))
         rows, last = [], 0
         for names in tracklets:
-            pid = -1 if names[0][:4] == folder_name(-1) else int(names[0][:4])
-            rows.append((last + 1, last := last + len(names), pid, int(names[0][5])))
+            folder, camid = KEY.match(names[0]).groups()
+            pid = -1 if folder == folder_name(-1) else int(folder)
+            rows.append((last + 1, last := last + len(names), pid, int(camid)))
         rows = np.array(rows, np.int32).reshape(-1, 4)
         _write_mat(info / f"tracks_{part}_info.mat", f"track_{part}_info", rows)
     if query is None:

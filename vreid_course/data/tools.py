@@ -1,6 +1,5 @@
-"""Check a set in MARS layout, cut a smaller one out of it, convert iLIDS-VID and PRID-2011."""
+"""Build, check and cut down sets in MARS layout."""
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,46 +9,80 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
+
+from vreid_course.files import link_or_copy
 
 from . import mars as layout
 from .attributes import Attributes, read_attributes, write_attributes
-from .mars import PARTS, Mars, MarsError, Split
+from .mars import NO_QUERIES, PARTS, Mars, MarsError, Split
 
 MOST_FAULTS = 10
-SOURCES = (  # folder, its cameras, highest person number and fewest frames that are taken
-    ("sequences", ("cam1", "cam2"), 9999, 1),  # iLIDS-VID
-    ("multi_shot", ("cam_a", "cam_b"), 200, 27),  # PRID-2011
-)
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp")
 
 
 @contextmanager
-def building(out: str | Path) -> Iterator[Path]:
+def building(out: str | Path, key: str = "") -> Iterator[Path]:
     """A folder to build a set in; it becomes `out` at the end, and is removed on any error.
 
-    MarsError if `out` holds something already or cannot be written.
+    key: what it is built of; then a run that was stopped leaves it, for the next with this key to
+    go on. MarsError if `out` holds something already or cannot be written.
     """
     out = Path(out).expanduser().resolve()
     part = out.with_name(out.name + ".part")
-    try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise MarsError(f"{out}: is there already: name a new folder")
-        part.mkdir(parents=True)
-    except FileExistsError:
-        fault = "left by a run that was killed, or in use by another: delete it and try again"
-        raise MarsError(f"{part}: {fault}") from None
-    except OSError as error:
-        raise MarsError(f"{out}: cannot be made ({error.strerror}): name another folder") from error
+    plan = part / "plan.txt"
+    _begin(out, part, plan, key)
+    stays = False
     try:
         yield part
+        plan.unlink(missing_ok=True)
         if out.exists():
             out.rmdir()
         part.rename(out)
     except OSError as error:
         raise MarsError(f"{out}: not written ({error}): mend that and start again") from error
+    except KeyboardInterrupt:
+        stays = bool(key)
+        raise
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if not stays:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _begin(out: Path, part: Path, plan: Path, key: str) -> None:
+    """Make the folder `part`, or take what a run with the same key has left there."""
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise MarsError(f"{out}: is there already: name a new folder")
+        if key and plan.is_file() and plan.read_text("utf-8") != key:
+            shutil.rmtree(part)  # of other videos, boxes or settings
+        part.mkdir(parents=True, exist_ok=bool(key and plan.is_file()))
+        if key:
+            plan.write_text(key, "utf-8", errors="backslashreplace")
+    except FileExistsError:
+        fault = "left by a run that was killed, or in use by another: delete it and try again"
+        raise MarsError(f"{part}: {fault}") from None
+    except OSError as error:
+        raise MarsError(f"{out}: cannot be made ({error.strerror}): name another folder") from error
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures of a folder, by the number at the end of their names, which must not have gaps.
+
+    Other files, and those that start with a dot, are skipped. MarsError for a picture without a
+    number, and for a number that stands twice.
+    """
+    found: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.suffix.lower() not in PICTURES:
+            continue
+        number = re.search(r"[0-9]+$", path.stem)
+        if not number:
+            raise MarsError(f"{path}: ends in no frame number: rename it, or take it away")
+        if (other := found.setdefault(int(number[0]), path)) != path:
+            fault = f"the same frame as {other.name}: take one of them away"
+            raise MarsError(f"{path}: {fault}")
+    return [found[number] for number in sorted(found)]
 
 
 def check(root: str | Path, frames: bool = False) -> list[str]:
@@ -69,6 +102,8 @@ def check(root: str | Path, frames: bool = False) -> list[str]:
     query = test and attempt(layout.read_query, root, test)
     if train and test and len(both := np.intersect1d(train.pids, test.pids)):
         faults.append(f"{root}: identities {both[:5]} stand in train and in test: renumber")
+    if query is not None and not len(query):
+        faults.append(f"{root / 'info' / 'query_IDX.mat'}: {NO_QUERIES}")
     for split in filter(None, (train, test)):
         faults += islice(_frame_faults(split, frames), MOST_FAULTS)
     faults = list(dict.fromkeys(faults))[:MOST_FAULTS]
@@ -83,7 +118,7 @@ def _frame_faults(split: Split, open_them: bool) -> Iterator[str]:
     def faults(i: int) -> list[str]:
         paths, found, sizes = split.paths(i), [], set()
         if not open_them:
-            return [f"{p}: {fault}: copy it again" for p in paths if (fault := _no_frame(p))]
+            return [f"{p}: {fault}" for p in paths if (fault := layout.frame_fault(p))]
         for path in paths:
             try:
                 sizes.add(layout.read_frame(path).shape)
@@ -101,13 +136,6 @@ def _frame_faults(split: Split, open_them: bool) -> Iterator[str]:
             yield from lines
 
 
-def _no_frame(path: Path) -> str:
-    try:
-        return "" if path.stat().st_size else "an empty frame"
-    except OSError:
-        return "no such frame"
-
-
 def counts(mars: Mars) -> list[str]:
     """The table of identities, tracklets, frames, lengths and cameras, line by line."""
     test = mars.test
@@ -120,15 +148,16 @@ def counts(mars: Mars) -> list[str]:
         "query": (test, mars.query),
     }
     form = "{:14}{:>6}{:>10}{:>10}   {:26}{}"
-    spread = "min / median / mean / max"
-    lines = [form.format("", "ids", "tracklets", "frames", spread, "tracklets of camera 1..6")]
+    last = max(6, test.camids.max(), mars.train.camids.max(initial=0))
+    title = ("", "ids", "tracklets", "frames", "min / median / mean / max")
+    lines = [form.format(*title, f"tracklets of camera 1..{last}")]
     for name, (split, rows) in groups.items():
         pids, lengths, spread = split.pids[rows], split.lengths[rows], ""
         if len(pids):
             spread = f"{lengths.min()} / {np.median(lengths):g} / {lengths.mean():.2f}"
             spread += f" / {lengths.max()}"
         ids = len(np.unique(pids[pids > 0])) or "-"
-        cameras = np.bincount(split.camids[rows], minlength=7)[1:].tolist()
+        cameras = np.bincount(split.camids[rows], minlength=last + 1)[1:].tolist()
         lines.append(form.format(name, ids, len(pids), lengths.sum(), spread, cameras))
     everyone = np.ones(len(test), bool)
     others = ~np.isin(np.arange(len(test)), mars.query)
@@ -169,49 +198,14 @@ def subset(src: str | Path, out: str | Path, ids: int, seed: int = 0) -> None:
         rows = np.sort(np.concatenate(rows))
         plan[part] = [[(path, path.name) for path in split.paths(row)] for row in rows]
     annotations = {}
-    for path in mars.root.glob("*_attributes.csv"):
+    for path in mars.root.glob("[!.]*_attributes.csv"):
         whole = read_attributes(path)
         annotations[path.name] = whole.select(np.isin(whole.pids, chosen))
     query = np.flatnonzero(np.isin(rows, mars.query))
-    _write_set(out, plan, query, link_or_copy, annotations)
+    write_set(out, plan, query, link_or_copy, annotations)
 
 
-def convert(src: str | Path, out: str | Path, seed: int = 0) -> None:
-    """Turn iLIDS-VID or PRID-2011 (multi-shot) into MARS layout: frames as JPEG of quality 95.
-
-    People of both cameras only; of PRID the usual 178, that is persons 1..200 with at least 27
-    frames in both. The seed sends half of them to train. Queries are the test tracklets of the
-    first camera, so the gallery without queries is the second camera: the usual protocol.
-    """
-    people = _people_of(Path(src).expanduser())
-    order = np.random.default_rng(seed).permutation(sorted(people)).tolist()
-    plan = {}
-    for part, pids in zip(PARTS, (order[: len(order) // 2], order[len(order) // 2 :]), strict=True):
-        plan[part] = [
-            list(zip(paths, layout.frame_names(pid, camid, camid, len(paths)), strict=True))
-            for pid in sorted(pids)
-            for camid, paths in enumerate(people[pid], start=1)
-        ]
-    _write_set(out, plan, np.arange(0, len(plan["test"]), 2), _to_jpeg, {})
-
-
-def _people_of(src: Path) -> dict[int, list[list[Path]]]:
-    """Person number -> the pictures of the first and of the second camera."""
-    for folder, cameras, last, fewest in SOURCES:
-        for root in (src, src / folder, *src.glob(f"*/{folder}")):
-            people = {}
-            for person in sorted(root.glob(f"{cameras[0]}/person*")):
-                number = int(re.sub(r"\D", "", person.name) or 0)
-                shots = [sorted(root.glob(f"{c}/{person.name}/*.png")) for c in cameras]
-                if 1 <= number <= last and min(map(len, shots)) >= fewest:
-                    people[number] = shots
-            if len(people) >= 2:
-                return people
-    fault = "no people in sequences/cam1 and cam2 (iLIDS-VID) or multi_shot/cam_a and cam_b (PRID)"
-    raise MarsError(f"{src}: {fault}: name the unpacked folder")
-
-
-def _write_set(
+def write_set(
     out: str | Path,
     plan: dict[str, list[list[tuple[Path, str]]]],
     query: np.ndarray,
@@ -229,19 +223,3 @@ def _write_set(
         layout.write_info(new, *names, query=query)
         for file, annotation in annotations.items():
             write_attributes(new / file, annotation)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`, or a copy where the disk has no links."""
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or a disk without links
-        shutil.copyfile(source, target)
-
-
-def _to_jpeg(source: Path, target: Path) -> None:
-    try:
-        picture = Image.open(source).convert("RGB")
-    except OSError as error:
-        raise MarsError(f"{source}: not a whole picture ({error}): unpack it again") from error
-    picture.save(target, quality=95)

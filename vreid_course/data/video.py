@@ -1,221 +1,349 @@
-"""A video and the boxes of the people in it become a set in MARS layout, to be searched.
+"""Videos of one or more cameras, and boxes, become one set in MARS layout, to be searched.
 
-Boxes are in MOTChallenge's text format, one a line: frame (from 1), track id (-1: not known), left,
-top, width, height in pixels; what follows is not read. Boxes without id are linked by overlap.
+Nobody knows who is who: every track is an identity of its own, and a query, until a table of
+identities says which tracks are one person. `frames.csv` beside the set tells of each picture where
+it comes from: camera, video, track, frame, second, box.
 """
 
+import csv
+import math
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
 from . import mars
-from .mars import MarsError
-from .tools import building
+from .boxes import TINY, Boxes, link, read_boxes, to_pixels
+from .mars import MarsError, read_text
+from .tools import building, pictures_in
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # our errors say it all, in one line
 SIZE = (256, 128)  # rows and columns of a frame of MARS
-TINY = 1e-6  # pixels: what scaling may add to a box that ends at the border
-MOST = 9999  # the largest number of a track that a name in MARS layout can hold
+MOST = 9999  # the largest identity that a name in MARS layout can hold
+COLUMNS = "picture camera video track frame second left top width height".split()
 
 
 @dataclass(frozen=True)
-class Made:
-    """What `from_video` counted: kept and cut boxes, boxes that show nothing, tracks too short."""
+class Shot:
+    """What a camera saw: its number (from 1), its video and its boxes.
 
-    tracks: int
-    boxes: int
-    clipped: int
-    outside: int
-    short: int
+    boxes: a MOTChallenge file, or None: a person detector finds them. boxes_size: (width, height)
+    of the picture that they were made for, by default the video's.
+    """
 
-    def __str__(self) -> str:
-        return (
-            f"{self.tracks} tracks of {self.boxes} boxes; {self.clipped} boxes clipped at the"
-            f" border, {self.outside} wholly outside skipped; {self.short} tracks too short"
-        )
+    camera: int
+    video: Path
+    boxes: Path | None = None
+    boxes_size: tuple[int, int] | None = None
+
+
+@dataclass(eq=False)
+class Tracks:
+    """The boxes of a shot that show something: N rows of pixels, each with its track.
+
+    tracks (N,) int64, numbered within the camera; pixels (N, 4) int64; corners as in `Boxes`, for
+    the video's own size. fate: how many boxes became of what.
+    """
+
+    shot: Shot
+    frames: np.ndarray
+    tracks: np.ndarray
+    corners: np.ndarray
+    pixels: np.ndarray
+    fate: dict[str, int]
 
 
 def from_video(
-    video: str | Path,
-    boxes: str | Path,
+    shots: Sequence[Shot],
     out: str | Path,
-    boxes_size: tuple[int, int] | None = None,
     shortest: int = 1,
-) -> Made:
-    """Cut the tracks of a video into a set in MARS layout: test part only, camera 1, all queries.
+    least: float | None = None,
+    identities: str | Path | None = None,
+) -> str:
+    """Cut the tracks of one or more videos into a set in MARS layout: test part, all are queries.
 
-    boxes_size: (width, height) of the picture that the boxes were made for, by default the video's.
-    shortest: tracks with fewer boxes are left out. One picture of the video is in memory at a time.
-    MarsError, in one line, for a video or a line of boxes that cannot be used, or if `out` exists.
+    shortest: tracks with fewer boxes are left out. least: so are boxes of a smaller confidence.
+    identities: a table camera,track,person with a header; its people are numbered as there, the
+    other tracks otherwise. One picture of a video is in memory at a time; what was stopped goes on
+    when called again. Returns a line that tells what became of the boxes. MarsError, in one line,
+    for anything that cannot be used, or if `out` exists.
     """
-    frames, ids, corners = read_boxes(boxes)
-    with building(out) as new:
-        reader = Video(video)
-        corners = corners * np.tile(np.divide(reader.size, boxes_size or reader.size), 2)
-        pixels = to_pixels(corners, reader.size)
-        inside = (pixels[:, 2:] > pixels[:, :2]).all(1)
-        clipped = (corners[:, :2] < -TINY).any(1) | (
-            corners[:, 2:] > np.add(reader.size, TINY)
-        ).any(1)
-        loose = inside & (ids == -1)
-        ids[loose] = link(frames[loose], corners[loose]) + max(ids.max(), 0)
-        tracks, counts = np.unique(ids[inside], return_counts=True)
-        kept = inside & np.isin(ids, tracks[counts >= shortest])
-        if not kept.any():
-            fault = f"of {len(ids)} boxes {(~inside).sum()} are wholly outside the picture"
-            raise MarsError(f"{boxes}: {fault}, and no track has {shortest} of the others")
-        _cut(reader, boxes, frames[kept], ids[kept], pixels[kept], new)
-    found = (counts >= shortest).sum(), kept.sum(), clipped[kept].sum(), (~inside).sum()
-    return Made(*map(int, (*found, (counts < shortest).sum())))
+    shots = [replace(s, video=Path(s.video).expanduser()) for s in shots]
+    numbers = [shot.camera for shot in shots]
+    if len(set(numbers)) < len(numbers) or min(numbers, default=0) < 1:
+        raise MarsError(f"cameras {numbers}: give each video a camera number of its own, from 1 on")
+    people = read_identities(identities) if identities else {}
+    inputs = [p for s in shots for p in (s.video, s.boxes) if p] + [identities] * bool(identities)
+    key = repr((shots, shortest, least, [_version(path) for path in inputs]))
+    for shot in shots:  # before anything is detected, which can take hours
+        Video(shot.video)
+        if shot.boxes:
+            read_boxes(shot.boxes, least)
+    with building(out, key) as new:
+        found = [find_tracks(shot, new, shortest, least) for shot in shots]
+        pids = number_tracks(found, people)
+        names = _names(found, pids)
+        rows = [row for one in found for row in _cut(one, names, new)]
+        _write_set(new, rows)
+    return _summary(found)
 
 
-def read_boxes(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Read a MOTChallenge file, in the order of its frames.
+def _version(path: str | Path) -> tuple:
+    """Which file it is, so that a run that goes on notices that it is another."""
+    path = Path(path).expanduser().resolve()
+    return (str(path), path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else (path,)
 
-    Returns frames (N,) int64 from 1, ids (N,) int64, -1 or 1..9999, and corners (N, 4) float64:
-    left, top, right, bottom. MarsError names the first line that is wrong.
+
+def find_tracks(shot: Shot, folder: Path, shortest: int, least: float | None) -> Tracks:
+    """The tracks of a shot: boxes are read (or detected, kept in `folder`), clipped and linked."""
+    reader, path = Video(shot.video), shot.boxes
+    if path is None:
+        from .detect import detect  # PyTorch: only where there are no boxes
+
+        path = detect(reader, folder / f"boxes_camera{shot.camera}.txt", least or 0.5)
+    boxes = read_boxes(path, least if shot.boxes else None)
+    scale = np.divide(reader.size, shot.boxes_size or reader.size)
+    corners = boxes.corners * np.tile(scale, 2)
+    pixels = to_pixels(corners, reader.size)
+    inside = (pixels[:, 2:] > pixels[:, :2]).all(1)
+    over = (corners[:, :2] < -TINY) | (corners[:, 2:] > np.add(reader.size, TINY))
+    tracks = _linked(boxes, corners, inside)
+    _, where, counts = np.unique(tracks[inside], return_inverse=True, return_counts=True)
+    kept = np.zeros(len(tracks), bool)
+    kept[inside] = counts[where] >= shortest
+    if not kept.any():
+        fault = f"of {len(tracks)} boxes {(~inside).sum()} are wholly outside the picture"
+        raise MarsError(f"{path}: {fault}, and no track has {shortest} of the others")
+    fate = {"tracks": (counts >= shortest).sum(), "boxes": kept.sum()}
+    fate |= {"clipped at the border": over.any(1)[kept].sum()}
+    fate |= {
+        "wholly outside skipped": (~inside).sum(),
+        "tracks too short": (counts < shortest).sum(),
+    }
+    fate = {name: int(count) for name, count in fate.items()} | boxes.left_out
+    return Tracks(shot, boxes.frames[kept], tracks[kept], corners[kept], pixels[kept], fate)
+
+
+def _linked(boxes: Boxes, corners: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """The track of each box: its id, or the number of the chain that it was linked to."""
+    tracks, loose = boxes.ids.copy(), inside & (boxes.ids == -1)
+    tracks[loose] = link(boxes.frames[loose], corners[loose]) + max(tracks.max(), 0)
+    return tracks
+
+
+def read_identities(path: str | Path) -> dict[tuple[int, int], int]:
+    """Who is who: {(camera, track): person}, from a table with these three columns and a header.
+
+    A track is numbered as in the boxes or, where they are linked, as in frames.csv of a set made
+    before. MarsError names the line that is wrong.
     """
-    rows, seen = [], set()
     try:
-        lines = Path(path).expanduser().read_text("utf-8").splitlines()
+        lines = [line for line in read_text(path).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise MarsError(f"{path}: no text of boxes ({error}): name a MOTChallenge file") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        row, fault = _row(line)
-        if not fault and row[1] != -1 and tuple(row[:2]) in seen:
-            fault = f"track {row[1]:.0f} has two boxes in frame {row[0]:.0f}"
-        if fault:
-            raise MarsError(f"{path}: line {number} is {line[:60]!r}: {fault}")
-        seen.add(tuple(row[:2]))
-        rows.append(row)
-    if not rows:
-        raise MarsError(f"{path}: holds no boxes: one a line, as frame,id,left,top,width,height")
-    rows = np.array(sorted(rows, key=lambda row: row[0]))
-    corners = np.concatenate([rows[:, 2:4], rows[:, 2:4] + rows[:, 4:6]], 1)
-    return rows[:, 0].astype(np.int64), rows[:, 1].astype(np.int64), corners
+        raise MarsError(f"{path}: no table of identities ({error}): name a CSV file") from None
+    table, found = csv.DictReader(lines, skipinitialspace=True), {}
+    if missing := [c for c in ("camera", "track", "person") if c not in (table.fieldnames or ())]:
+        fault = f"has no column {missing[0]!r}: begin it with the line camera,track,person"
+        raise MarsError(f"{path}: {fault}")
+    for row in table:
+        words = [(row[column] or "").strip() for column in ("camera", "track", "person")]
+        numbers = [int(w) if w.isdecimal() else -1 for w in words]
+        if min(numbers) < 0 or not 1 <= numbers[2] <= MOST:
+            fault = f"is {','.join(words)!r}: give camera, track and person in 1..{MOST}"
+            raise MarsError(f"{path}: line {table.line_num} {fault}")
+        camera, track, person = numbers
+        if found.setdefault((camera, track), person) != person:
+            raise MarsError(f"{path}: track {track} of camera {camera} has two persons: correct it")
+    return found
 
 
-def _row(line: str) -> tuple[list[float], str]:
-    """The six numbers of a line, and what is wrong with them."""
-    try:
-        row = [float(word) for word in line.replace(",", " ").split()[:6]]
-    except ValueError:
-        row = []
-    if len(row) < 6 or not np.isfinite(row).all():
-        return row, "not frame,id,left,top,width,height in numbers"
-    if row[0] < 1 or row[0] % 1:
-        return row, "frames are counted from 1"
-    if row[1] % 1 or not (row[1] == -1 or 1 <= row[1] <= MOST):
-        return row, f"the track id is neither -1 nor in 1..{MOST}: renumber"
-    return row, "" if min(row[4:]) > 0 else "width and height must be above 0"
+def number_tracks(
+    found: Sequence[Tracks], people: dict[tuple[int, int], int]
+) -> dict[tuple[int, int], int]:
+    """The identity of each (camera, track): the table's, else the track's own number if it is free.
 
-
-def to_pixels(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Clip corners (N, 4) to a picture (width, height): int64, right and bottom excluded.
-
-    A box wholly outside comes back without pixels: right <= left or bottom <= top.
+    The others get the free numbers, from 1 on. MarsError if there are more than names can hold.
     """
-    low = np.maximum(np.floor(corners[:, :2] + TINY), 0)
-    high = np.minimum(np.ceil(corners[:, 2:] - TINY), size)
-    return np.concatenate([low, high], 1).astype(np.int64)
+    keys = [(one.shot.camera, int(t)) for one in found for t in np.unique(one.tracks)]
+    if lost := sorted(set(people) - set(keys)):
+        fault = f"camera {lost[0][0]} has no track {lost[0][1]}"
+        raise MarsError(f"the table of identities: {fault}: take the numbers of frames.csv")
+    pids = {key: people[key] for key in keys if key in people}
+    taken = set(pids.values())
+    for key in keys:
+        if key not in pids and 1 <= key[1] <= MOST and key[1] not in taken:
+            taken.add(pids.setdefault(key, key[1]))
+    free = iter(n for n in range(1, MOST + 1) if n not in taken)
+    left = [key for key in keys if key not in pids]
+    pids |= dict(zip(left, free, strict=False))
+    if len(pids) < len(keys):
+        files = ", ".join(str(one.shot.boxes or one.shot.video) for one in found)
+        fault = f"{len(keys)} tracks, but names in MARS layout count {MOST} identities"
+        raise MarsError(f"{files}: {fault}: leave out short tracks with --shortest")
+    return pids
 
 
-def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes (N, 4) and (M, 4), as corners: (N, M) in 0..1."""
-    low, high = np.maximum(a[:, None, :2], b[:, :2]), np.minimum(a[:, None, 2:], b[:, 2:])
-    shared = np.clip(high - low, 0, None).prod(-1)
-    area = [(x[:, 2:] - x[:, :2]).prod(1) for x in (a, b)]
-    return shared / (area[0][:, None] + area[1] - shared)
-
-
-def link(
-    frames: np.ndarray, corners: np.ndarray, least: float = 0.3, patience: int = 5
-) -> np.ndarray:
-    """Join boxes of successive frames to tracks: numbers (N,) int64 from 1.
-
-    frames (N,) in order; corners (N, 4). A track is expected where its last box would be if it went
-    on as it did. In every frame the boxes and the tracks are paired so that the sum of their
-    overlaps is largest; pairs below `least` do not count. A track without a box for more than
-    `patience` frames is closed, a box without a track opens one.
-    """
-    ids, speed, last, count = np.zeros(len(frames), np.int64), np.zeros((len(frames), 4)), {}, 0
-    starts = np.flatnonzero(np.diff(frames, prepend=-1))
-    for rows in np.split(np.arange(len(frames)), starts)[1:]:
-        last = {t: i for t, i in last.items() if frames[rows[0]] - frames[i] <= patience + 1}
-        tracks, before = list(last), np.array(list(last.values()), np.int64)
-        gaps = frames[rows[0]] - frames[before]
-        score = overlap(corners[before] + gaps[:, None] * speed[before], corners[rows])
-        score[score < least] = 0
-        for a, b in zip(*linear_sum_assignment(score, maximize=True), strict=True):
-            if score[a, b]:
-                ids[rows[b]] = tracks[a]
-                moved = _shift(corners[before[a]], corners[rows[b]]) / gaps[a]
-                speed[rows[b]] = (speed[before[a]] + moved) / 2
-        for row in rows:
-            if not ids[row]:
-                ids[row] = count = count + 1
-            last[ids[row]] = row  # a track's last box
-    return ids
-
-
-def _shift(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """How far the middle of a box moved: (dx, dy, dx, dy), to be added to its corners."""
-    return np.tile((new - old).reshape(2, 2).mean(0), 2)
+def _names(found: Sequence[Tracks], pids: dict) -> dict[tuple[int, int], Iterator[str]]:
+    """The names of the pictures of each (camera, track); tracklets of a person are counted."""
+    names, count = {}, {}
+    for one in found:
+        for track, length in zip(*np.unique(one.tracks, return_counts=True), strict=True):
+            pid = pids[one.shot.camera, int(track)]
+            count[pid] = count.get(pid, 0) + 1
+            listed = mars.frame_names(pid, one.shot.camera, count[pid], int(length))
+            names[one.shot.camera, int(track)] = iter(listed)
+    return names
 
 
 class Video:
-    """The pictures of a video file, one after the other; `size` is (width, height)."""
+    """The pictures of a video file or of a folder (MOTChallenge's img1), one after the other.
+
+    size is (width, height). A picture that cannot be decoded counts, and comes as None.
+    """
 
     def __init__(self, path: str | Path) -> None:
-        self.path, self.count = Path(path).expanduser(), 0
+        self.path, self.count, self.damaged = Path(path).expanduser(), 0, 0
+        self.gaps: dict[int, int] = {}  # picture: how many behind it are lost, by the times
+        if self.path.is_dir():
+            self._open_folder()
+            return
         if not self.path.is_file():
-            raise MarsError(f"{path}: no such video")
+            raise MarsError(f"{path}: no such video: name a file, or a folder of pictures")
+        try:
+            str(self.path.resolve()).encode("utf-8")
+        except UnicodeEncodeError:  # OpenCV would crash
+            fault = "a name that is no UTF-8: rename the video or its folder"
+            raise MarsError(f"{ascii(str(self.path))}: {fault}") from None
         level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-        self.capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
+        self.capture = cv2.VideoCapture(str(self.path.resolve()), cv2.CAP_FFMPEG)
         cv2.utils.logging.setLogLevel(level)
         if not self.capture.isOpened():
             raise MarsError(f"{path}: not a video that OpenCV can read: convert it to MP4 (H.264)")
         sides = cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT
         self.size = tuple(int(self.capture.get(side)) for side in sides)
+        self.told = max(int(self.capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
+        self.exact = self.path.suffix.lower() in (".avi", ".mp4", ".mov")  # others guess it
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """uint8 (H, W, 3), in OpenCV's order of colours: blue, green, red."""
-        good, picture = self.capture.read()
-        while good:
+    def _open_folder(self) -> None:
+        self.files = pictures_in(self.path)
+        if not self.files:
+            raise MarsError(f"{self.path}: a folder without pictures: name the video, or img1")
+        self.told, self.exact, first = len(self.files), True, cv2.imread(str(self.files[0]))
+        if first is None:
+            raise MarsError(f"{self.files[0]}: not a whole picture: copy it again")
+        self.size, info = first.shape[1::-1], self.path.parent / "seqinfo.ini"  # MOTChallenge's
+        rate = re.search(r"frameRate\s*=\s*([\d.]+)", read_text(info)) if info.is_file() else None
+        self.rate = float(rate[1]) if rate else math.nan
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray | None, float]]:
+        """Pictures uint8 (H, W, 3), in OpenCV's order of colours: blue, green, red; and seconds."""
+        for picture, second in self._folder() if self.path.is_dir() else self._file():
             self.count += 1
-            yield picture
-            good, picture = self.capture.read()
-        self.capture.release()
-        if not self.count:
+            self.damaged += picture is None
+            yield picture, second
+        if self.count == self.damaged:
             raise MarsError(f"{self.path}: a video without frames: record or convert it again")
 
+    def _folder(self) -> Iterator[tuple[np.ndarray | None, float]]:
+        for number, path in enumerate(self.files):
+            picture = cv2.imread(str(path))
+            whole = picture is not None and picture.shape[1::-1] == self.size
+            yield (picture if whole else None), number / self.rate
 
-def _cut(reader: Video, boxes, frames, ids, pixels, new: Path) -> None:
-    """Write the frames of all tracks, and the index, in the order of ids and frames."""
-    names = {
-        int(i): iter(mars.frame_names(int(i), 1, 1, n))
-        for i, n in zip(*np.unique(ids, return_counts=True), strict=True)
-    }
-    written: dict[int, list[str]] = {i: [] for i in names}
-    for number, picture in enumerate(tqdm(reader, "video", unit="frame", delay=1), 1):
-        first, last = np.searchsorted(frames, (number, number + 1))
-        for i, (left, top, right, bottom) in zip(ids[first:last], pixels[first:last], strict=True):
-            how = cv2.INTER_AREA if bottom - top > SIZE[0] else cv2.INTER_LINEAR
-            crop = cv2.resize(picture[top:bottom, left:right], SIZE[::-1], interpolation=how)
-            written[int(i)].append(name := next(names[int(i)]))
-            path = new / "bbox_test" / name[:4] / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, 95])[1])
-    if frames[-1] > reader.count:
-        fault = f"has boxes for frame {frames[-1]}, but {reader.path} has {reader.count} frames"
-        raise MarsError(f"{boxes}: {fault}: name the boxes of this video")
-    (new / "bbox_train").mkdir()
-    mars.write_info(new, [], list(written.values()), query=np.arange(len(written)))
+    def _file(self) -> Iterator[tuple[np.ndarray | None, float]]:
+        """Behind a damaged picture the next can be whole: the end is where many fail in a row.
+
+        A decoder that runs ahead fails early: where the picture is missing, the times tell.
+        """
+        lost, failed, start, before = 0, 0, None, None
+        rate = self.capture.get(cv2.CAP_PROP_FPS)
+        while failed <= 100 or self.count + failed < min(self.told, self.count + 10**4):
+            good, picture = self.capture.read()
+            if not good:
+                failed += 1
+                continue
+            now = self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            start, before = (now, now) if start is None else (start, before)
+            lost, failed = lost + failed, 0
+            gap = max(round((now - before) * rate) - 1, 0) if now > before else lost
+            missing = min(gap, lost)
+            if gap > missing:
+                self.gaps[self.count] = gap - missing
+            yield from [(None, now - start)] * missing
+            yield picture, now - start
+            lost, before = lost - missing, now
+        yield from [(None, before - start)] * lost if start is not None else ()
+        self.capture.release()
+        if self.exact and self.gaps and self.count + sum(self.gaps.values()) == self.told:
+            fault = f"damaged, behind picture {next(iter(self.gaps))} pictures are lost"
+            cure = "cut it there into two videos, with boxes of their own, or copy it again"
+            raise MarsError(f"{self.path}: {fault}: {cure}")
+
+
+def _cut(one: Tracks, names: dict, new: Path) -> Iterator[tuple]:
+    """Write the pictures of all tracks of a shot; yields their rows of frames.csv."""
+    reader, shot = Video(one.shot.video), one.shot
+    bar = tqdm(reader, f"camera {shot.camera}", reader.told or None, unit="frame", delay=1)
+    lost = 0
+    for number, (picture, second) in enumerate(bar, 1):
+        first, last = np.searchsorted(one.frames, (number, number + 1))
+        lost += (last - first) * (picture is None)
+        for row in range(first, last) if picture is not None else ():
+            left, top, right, bottom = one.pixels[row].tolist()
+            name = next(names[shot.camera, int(one.tracks[row])])
+            _write_crop(picture[top:bottom, left:right], new / "bbox_test" / name[:4] / name)
+            low, high = one.corners[row].reshape(2, 2)
+            place = [f"{x:.2f}" for x in (*low, *(high - low))]
+            when = "" if math.isnan(second) else f"{second:.3f}"
+            yield name, shot.camera, shot.video.name, int(one.tracks[row]), number, when, *place
+    one.fate |= {"on damaged pictures skipped": int(lost)} if lost else {}
+    if reader.exact and reader.count < reader.told:
+        missing = f"of {reader.told} pictures lost: if not at the end, later boxes are cut wrongly"
+        one.fate[missing] = reader.told - reader.count
+    if one.frames[-1] > reader.count:
+        fault = f"has boxes for frame {one.frames[-1]}, but {shot.video} has {reader.count} frames"
+        if one.frames[-1] <= reader.told:
+            fault += f" that can be read of {reader.told}: convert it again, or name another video"
+        raise MarsError(f"{shot.boxes}: {fault}: name the boxes of this video")
+
+
+def _write_crop(crop: np.ndarray, path: Path) -> None:
+    """Write a picture at MARS's size, unless a run that was stopped has done so."""
+    if path.is_file():
+        return
+    how = cv2.INTER_AREA if crop.shape[0] > SIZE[0] else cv2.INTER_LINEAR
+    crop = cv2.resize(crop, SIZE[::-1], interpolation=how)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_bytes(cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, 95])[1])
+    part.replace(path)
+
+
+def _write_set(new: Path, rows: list[tuple]) -> None:
+    """The index, and frames.csv in the order of its names."""
+    numbers = {row[0]: [*map(int, re.findall(r"[0-9]+", row[0]))] for row in rows}
+    rows.sort(key=lambda row: (numbers[row[0]][0], *numbers[row[0]][2:]))  # person, tracklet, frame
+    tracklets: dict[str, list[str]] = {}
+    for name, *_ in rows:
+        tracklets.setdefault(mars.KEY.match(name)[0], []).append(name)
+    (new / "bbox_train").mkdir(exist_ok=True)
+    mars.write_info(new, [], list(tracklets.values()), query=np.arange(len(tracklets)))
+    with (new / "frames.csv").open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([COLUMNS, *rows])
+
+
+def _summary(found: Sequence[Tracks]) -> str:
+    """One line a camera: what became of its boxes."""
+    lines = []
+    for one in found:
+        fate = dict(one.fate)
+        start = f"{fate.pop('tracks')} tracks of {fate.pop('boxes')} boxes; "
+        lines.append(start + ", ".join(f"{count} {what}" for what, count in fate.items()))
+    many = len(found) > 1
+    cameras = [f"camera {one.shot.camera}: " * many for one in found]
+    return "\n".join(map("".join, zip(cameras, lines, strict=True)))

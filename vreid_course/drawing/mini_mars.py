@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from io import BytesIO
-from multiprocessing import get_context, parent_process
+from multiprocessing import current_process, get_context, parent_process
 from pathlib import Path
 from threading import Thread
 from zipfile import is_zipfile
@@ -30,17 +30,17 @@ from vreid_course.data.mars import (
     frame_names,
     query_rows,
     read_mars,
-    writable,
     write_info,
 )
+from vreid_course.files import cache_folder, cache_path
 
 from .figures import Person, draw_person, population, stream
 from .tracklets import DIALS, Change, Drawer, Drawn, Track
 from .truth import pack, write_archive
 
 VERSION = 1  # of the drawing: a new number means new pictures
-DATA = Path(__file__).parents[2] / "data"
 ATTRIBUTES_CSV = "mini_mars_attributes.csv"
+GUARD = 'put what it does under `if __name__ == "__main__":`'
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,11 @@ def mini_mars(config: MiniMars | None = None, root: Path | None = None) -> Mars:
         raise MarsError(f"{error}; or delete {out}, it is drawn again") from None
 
 
+def _stop_without_guard() -> None:
+    if getattr(current_process(), "_inheriting", False):  # a worker that is importing the script
+        sys.exit(f"error: drawing starts processes, which run the script again: {GUARD}")
+
+
 def redraw(config: MiniMars, key: str, change: Change) -> tuple[np.ndarray, Drawn]:
     """Draw one tracklet of a set again, with something changed: an experiment on one cause.
 
@@ -179,24 +184,14 @@ def _key(track: Track) -> str:
     return frame_names(track.pid, track.camid, track.number, 1)[0][:11]
 
 
-def cache_path(root: Path | None = None) -> Path:
-    """The same folder for what only reads there: not made, not tried."""
-    return Path(root or os.environ.get("VREID_CACHE", "") or DATA).expanduser()
-
-
-def cache_folder(root: Path | None = None) -> Path:
-    """The folder for everything that is drawn or computed once; made where missing."""
-    return writable(cache_path(root), "name another folder with --out or VREID_CACHE")
-
-
 def draw(config: MiniMars, out: Path, workers: int | None = None) -> Path:
     """Draw a set into the folder `out`, unless it is there; return `out`.
 
     It is drawn in `out`.partial and renamed when complete; a drawing that was stopped goes on where
     it stopped. Two processes that want the same set draw it once. MarsError if the disk is full.
     """
-    out = Path(out)
-    partial = out.with_name(out.name + ".partial")
+    out, partial = Path(out), Path(out).with_name(Path(out).name + ".partial")
+    _stop_without_guard()
     try:
         if not out.exists():
             cache_folder(out.parent)
@@ -212,8 +207,9 @@ def draw(config: MiniMars, out: Path, workers: int | None = None) -> Path:
                     _finish(config, partial)
                     partial.rename(out)
     except BrokenProcessPool:
-        fault = "a process that draws was killed, perhaps for want of memory"
-        raise MarsError(f"{partial}: {fault}: run again, it goes on where it stopped") from None
+        fault = "a process that draws ended, for want of memory or of a guard in the script"
+        cure = f"run again, it goes on where it stopped; in a script {GUARD}"
+        raise MarsError(f"{partial}: {fault}: {cure}") from None
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         cure = "free some space and run again: it goes on where it stopped"

@@ -5,6 +5,7 @@ of them. A cone squashed along one axis (a torso is wider than deep) is hit in s
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -121,45 +122,81 @@ def to_camera(view: np.ndarray, tilt: float) -> np.ndarray:
 
 
 def _hit(cone: Cone, rot: np.ndarray, px: np.ndarray, py: np.ndarray):
-    """Return (z, u) of the rays at px (T,1,w), py (T,h,1): depth (T,h,w), FAR if missed; 0..1."""
-    m0, m1, m2, m3, m5, length = _products(cone, rot, px, py)
-    ra, rb, rr = np.float32(cone.ra), np.float32(cone.rb), np.float32(cone.ra - cone.rb)
-    d2 = np.maximum(m0 - rr * rr, 1e-6)
-    k2 = np.maximum(d2 - m2 * m2, 1e-7)
-    k1 = d2 * m3 - m1 * m2 + m2 * (rr * ra)
-    k0 = d2 * m5 - m1 * m1 + m1 * (2 * rr * ra) - m0 * (ra * ra)
-    h = k1 * k1 - k0 * k2
-    t = (-np.sqrt(np.maximum(h, 0)) - k1) / k2
-    y = m1 - ra * rr + t * m2
-    on_side = (h > 0) & (y > 0) & (y < d2)
-    ha, hb = m3 * m3 - m5 + ra * ra, (m3 - m2) ** 2 - (m5 - 2 * m1 + m0) + rb * rb
-    ta = np.where(ha > 0, -m3 - np.sqrt(np.maximum(ha, 0)), FAR)
-    tb = np.where(hb > 0, m2 - m3 - np.sqrt(np.maximum(hb, 0)), FAR)
-    t = np.where(on_side, t, np.minimum(ta, tb))
-    u = np.where(on_side, y / d2, (tb < ta).astype(np.float32))
-    z = np.where(t < FAR / 2, t / length, FAR)
+    """Return (z, u) of the rays at px (T,1,w), py (T,h,1): depth (T,h,w), FAR if missed; 0..1.
+
+    A rounded cone is what a sphere sweeps that moves from a along w = b - a while its radius goes
+    from ra to ra - d, d = ra - rb. At a share u of the way a point q (counted from a) lies on it if
+    |q - u w|^2 = (ra - u d)^2. On the surface the sphere that touches does not change to first
+    order: the derivative by u is 0, so u (w.w - d^2) = w.q - d ra. Call the bracket g and the right
+    side h. Put back into the first equation, u = h / g leaves g (|q|^2 - ra^2) = h^2. With
+    q = o + t r, r of length 1, that is a quadratic equation for t, whose terms are
+        t^2: g - (w.r)^2    2 t: g o.r - (w.o - d ra) w.r    1: g (|o|^2 - ra^2) - (w.o - d ra)^2
+    and its smaller root counts if 0 < u < 1. Elsewhere the ray meets the first or the last sphere:
+    t^2 + 2 t o.r + |o|^2 - ra^2 = 0, and the same from b with rb. That this body has a closed form
+    is known from Inigo Quilez, "Ray - rounded cone intersection".
+    """
+    at = _products(cone, rot, px, py)
+    first, last = np.float32(cone.ra), np.float32(cone.rb)
+    shrinks = np.float32(cone.ra - cone.rb)
+    bracket = np.maximum(at.w_w - shrinks * shrinks, 1e-6)
+    square = np.maximum(bracket - at.w_r * at.w_r, 1e-7)
+    half = bracket * at.o_r - at.w_o * at.w_r + at.w_r * (shrinks * first)
+    rest = bracket * at.o_o - at.w_o * at.w_o + at.w_o * (2 * shrinks * first)
+    rest = rest - at.w_w * (first * first)
+    room = half * half - rest * square
+    side = (-np.sqrt(np.maximum(room, 0)) - half) / square
+    way = at.w_o - first * shrinks + side * at.w_r
+    on_side = (room > 0) & (way > 0) & (way < bracket)
+    near = _sphere(at.o_r, at.o_o, first)
+    far = _sphere(at.o_r - at.w_r, at.o_o - 2 * at.w_o + at.w_w, last)
+    t = np.where(on_side, side, np.minimum(near, far))
+    u = np.where(on_side, way / bracket, (far < near).astype(np.float32))
+    z = np.where(t < FAR / 2, t / at.length, FAR)
     return (z if cone.clip is None else _cut(cone.clip, rot, px, py, z)), u
 
 
-def _products(cone: Cone, rot: np.ndarray, px: np.ndarray, py: np.ndarray):
-    """Return the dot products of axis ba, ray r and place oa = o - a, in the stretched space.
+def _sphere(o_r: np.ndarray, o_o: np.ndarray, radius: np.float32) -> np.ndarray:
+    """Where a ray enters a sphere, FAR if it does not: o from its centre, r the unit ray."""
+    room = o_r * o_r - o_o + radius * radius
+    return np.where(room > 0, -o_r - np.sqrt(np.maximum(room, 0)), FAR)
 
-    They are ba.ba, ba.oa, ba.r, r.oa, oa.oa, and the length of the stretched ray: (T, 1, 1), or
-    (T, h, w) where oa is in it. oa is linear in the pixel, so nothing has to be a vector per pixel.
+
+class _Products(NamedTuple):
+    """Dot products of w = b - a, the unit ray r and o, from a to the ray's start; length: of r
+    before it was stretched to a unit. (T, 1, 1), or (T, h, w) where o is in it.
+    """
+
+    w_w: np.ndarray
+    w_o: np.ndarray
+    w_r: np.ndarray
+    o_r: np.ndarray
+    o_o: np.ndarray
+    length: np.ndarray
+
+
+def _products(cone: Cone, rot: np.ndarray, px: np.ndarray, py: np.ndarray) -> _Products:
+    """In the stretched space, where the cone is round.
+
+    o is linear in the pixel, so nothing has to be a vector per pixel.
     """
     flat = rot[:, :, 2]  # the body's forward axis, along which the cone is squashed
     stretch = np.eye(3) + (1 / cone.depth - 1) * flat[:, :, None] * flat[:, None, :]
     a = np.einsum("tij,tj->ti", stretch @ rot, cone.a)
-    ba = np.einsum("tij,tj->ti", stretch @ rot, cone.b) - a
+    w = np.einsum("tij,tj->ti", stretch @ rot, cone.b) - a
     length = np.linalg.norm(stretch[:, :, 2], axis=1)[:, None]
-    v = np.stack([ba, stretch[:, :, 2] / length, stretch[:, :, 0], stretch[:, :, 1], a], 1)
+    v = np.stack([w, stretch[:, :, 2] / length, stretch[:, :, 0], stretch[:, :, 1], a], 1)
     dots = (v @ v.transpose(0, 2, 1)).astype(np.float32)[:, :, :, None, None]
-    b_, r_, x_, y_, a_ = dots.transpose(1, 2, 0, 3, 4)  # each [with which](T, 1, 1)
-    m1 = b_[2] * px + (b_[3] * py - b_[4])
-    m3 = r_[2] * px + (r_[3] * py - r_[4])
+    w_, r_, x_, y_, a_ = dots.transpose(1, 2, 0, 3, 4)  # each [with which](T, 1, 1)
+    column = (x_[2] * px - 2 * x_[4]) * px
     row = y_[3] * py * py - 2 * y_[4] * py + a_[4]
-    m5 = (x_[2] * px - 2 * x_[4]) * px + row + 2 * x_[3] * px * py
-    return b_[0], m1, b_[1], m3, m5, length.astype(np.float32)[:, :, None]
+    return _Products(
+        w_w=w_[0],
+        w_o=w_[2] * px + (w_[3] * py - w_[4]),
+        w_r=w_[1],
+        o_r=r_[2] * px + (r_[3] * py - r_[4]),
+        o_o=column + row + 2 * x_[3] * px * py,
+        length=length.astype(np.float32)[:, :, None],
+    )
 
 
 def _cut(clip: tuple, rot: np.ndarray, px: np.ndarray, py: np.ndarray, z: np.ndarray) -> np.ndarray:

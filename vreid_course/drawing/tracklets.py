@@ -134,11 +134,14 @@ class Drawer:
         self.seed, self.height, self.dials = seed, height, dials
         self.change = change or Change()
         self.cameras = {c: camera(seed, c, dials["camera"]) for c in range(1, 7)}
-        per_metre = height / 1.9
-        self.panoramas = {
-            c: panorama(seed, self.change.background or c, per_metre, dials["background"])
-            for c in self.cameras
-        }
+        self._panoramas: dict[int, np.ndarray] = {}
+
+    def _panorama(self, camid: int) -> np.ndarray:
+        """The backdrop of a camera, made when it is first needed."""
+        if camid not in self._panoramas:
+            number, dial = self.change.background or camid, self.dials["background"]
+            self._panoramas[camid] = panorama(self.seed, number, self.height / 1.9, dial)
+        return self._panoramas[camid]
 
     def _stream(self, track: Track, factor: str) -> np.random.Generator:
         return stream(self.seed, factor, track.folder, track.pid, track.camid, track.number)
@@ -233,7 +236,7 @@ class Drawer:
         x, y = self._grid(track.person, w["jitter"])
         coarse_x = _pool(x[:, None, :, None], down=1)[:, 0, :, 0]
         coarse_y = _pool(y[:, :, None, None], across=1)[:, :, 0, 0]
-        image = backdrop(self.panoramas[cam.camid], coarse_x + w["walked"][:, None], coarse_y)
+        image = backdrop(self._panorama(cam.camid), coarse_x + w["walked"][:, None], coarse_y)
         image = self._others(track, cam, w, x, y, image)
         parts = np.zeros(_shape(x, y), np.uint8)
         if track.person is not None:

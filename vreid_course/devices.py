@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 
 import torch
@@ -41,10 +42,10 @@ def half(where: Device) -> torch.dtype:
     return torch.float16 if capable() >= (7, 0) else torch.float32
 
 
-def in_half(where: Device) -> torch.autocast:
+def in_half(where: Device) -> AbstractContextManager:
     """A context that computes in `half(where)`; with float32 it changes nothing."""
     kind = half(where)
-    return torch.autocast(where.type, kind, enabled=kind != torch.float32)
+    return nullcontext() if kind == torch.float32 else torch.autocast(where.type, kind)
 
 
 def in_bfloat16(function: Callable) -> Callable:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tiny import tiny_split
 from torch import nn
 
 from vreid_course import devices, losses, sampling
+from vreid_course.drawing.mini_mars import MiniMars, draw
 from vreid_course.loader import ClipBatches, FrameStore
 from vreid_course.nets import Baseline, resnet
 from vreid_course.training import extract, train
@@ -87,6 +89,7 @@ import pretend_accelerator
 pretend_accelerator.register()
 import gpu_report
 gpu_report.PIECES, gpu_report.STEPS, gpu_report.WARM = ["00_tour", "speed-TKP"], 3, 1
+gpu_report.lessons.notebook = lambda name: {notebook!r}  # a small one in its place
 sys.exit(gpu_report.main(["--minutes", "0", "--readme", {readme!r}]))
 """
 
@@ -97,8 +100,14 @@ def test_the_report_of_a_gpu_goes_on_piece_by_piece(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("<!-- measured on a GPU -->\n<!-- end -->\n")
     first = REPORT.split("import gpu_report")[0].format(tests=str(TESTS))
+    data = draw(MiniMars(6, 4, frames=(3, 8)), tmp_path / "set")
     here = {"VREID_CACHE": str(tmp_path), "VREID_SCALE": "smoke", "GPU_REPORT_FIRST": first}
-    script = REPORT.format(tests=str(TESTS), readme=str(readme))
+    here["VREID_DATA"] = str(data)
+    code = "from vreid_course import devices\nassert devices.device().type == 'pretend'"
+    small = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbformat.write(small, tmp_path / "small.ipynb")
+    names = {"readme": str(readme), "notebook": str(tmp_path / "small.ipynb")}
+    script = REPORT.format(tests=str(TESTS), **names)
     for missing in (1, 0):
         done = subprocess.run(
             [sys.executable, "-c", script], env=os.environ | here, capture_output=True, text=True

@@ -76,7 +76,7 @@ MUTATIONS = [
         ("training.py", "file.truncate(end)", "pass", "training"),
         ("training.py", "self.optimiser.load_state_dict(state[\"optimiser\"])", "pass", "training"),
         ("training.py", "> save_seconds:", "< save_seconds:", "training"),
-        ("training.py", "math.isfinite(values[\"loss\"])", "values[\"loss\"] < 9e9", "training"),
+        ("training.py", 'not math.isfinite(values["loss"])', 'math.isinf(values["loss"])', "training"),
         # the rest
         ("study.py", "    torch.manual_seed(seed)\n    return lesson.build",
          "    return lesson.build", "seams"),

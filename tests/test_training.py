@@ -273,6 +273,13 @@ def test_a_history_that_lost_rows_is_named(split, tmp_path):
         run(split, 8, tmp_path)
 
 
+def test_rows_that_no_checkpoint_knows_are_cut_off(tmp_path):
+    end = training.append_history(tmp_path, [{"step": 0}], 0)
+    training.append_history(tmp_path, [{"step": k} for k in range(1, 9)], end)  # then killed
+    training.append_history(tmp_path, [{"step": 1}], end)
+    assert (tmp_path / "history.jsonl").read_text() == '{"step": 0}\n{"step": 1}\n'
+
+
 def test_checkpoints_are_as_far_apart_as_asked_for(split, tmp_path, monkeypatch):
     saved, clock = [], iter(range(0, 10_000, 10))  # ten seconds pass between two looks
     monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))

@@ -76,7 +76,8 @@ MUTATIONS = [
         ("training.py", "file.truncate(end)", "pass", "training"),
         ("training.py", "self.optimiser.load_state_dict(state[\"optimiser\"])", "pass", "training"),
         ("training.py", "> save_seconds:", "< save_seconds:", "training"),
-        ("training.py", 'not math.isfinite(values["loss"])', 'math.isinf(values["loss"])', "training"),
+        ("training.py", 'not math.isfinite(values["loss"])', 'math.isinf(values["loss"])',
+         "training"),
         # the rest
         ("study.py", "    torch.manual_seed(seed)\n    return lesson.build",
          "    return lesson.build", "seams"),

@@ -175,11 +175,12 @@ def run(
     path, rows = folder / f"{name}.csv", list(rows)
     keys = [{column: str(value) for column, value in row.items()} for row in rows]
     old = _done(path)
-    todo = [k for k in keys if not any(k.items() <= row.items() for row in old)]
+    todo = [row for row, key in zip(rows, keys, strict=True)
+            if not any(key.items() <= known.items() for known in old)]  # fmt: skip
     begun, count = time.perf_counter(), len(todo)
     if todo:
         writable(folder, "copy the course to a folder of your own")  # before hours are spent
-    for n, (key, new) in enumerate(_measured(todo, rows, keys, measure, jobs), 1):
+    for n, (key, new) in enumerate(_measured(todo, measure, jobs), 1):
         print({k: v for k, v in new.items() if len(v) < 40}, flush=True)  # no lists of queries
         _add(path, key, new)
         left = (time.perf_counter() - begun) / n * (count - n)
@@ -187,15 +188,14 @@ def run(
     return path
 
 
-def _measured(todo: list[dict], rows: list[dict], keys: list[dict], measure: Callable, jobs: int):
+def _measured(todo: list[dict], measure: Callable, jobs: int):
     """The rows of `todo`, as they become ready."""
-    given = [rows[keys.index(key)] for key in todo]
     if jobs == 1 or len(todo) < 2:
-        yield from (_fill(row, measure) for row in given)
+        yield from (_fill(row, measure) for row in todo)
         return
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that are started now
     with ProcessPoolExecutor(jobs, get_context("spawn"), _one_thread) as pool:
-        waiting = iter(given)
+        waiting = iter(todo)
         running = {pool.submit(_fill, row, measure) for row in islice(waiting, jobs)}
         try:
             while running:

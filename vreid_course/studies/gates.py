@@ -156,7 +156,7 @@ def rankings(model: Baseline, at: Scale, mars: Mars, of: str, cut: Baseline) -> 
         "cut out, trained": (cut, frames_of(cut.trunk, ground.store(of, at, CutOut)), None),
     }
     for name, w in (("clips", [np.ones(len(x)) for x in raw]), ("clips, visible", shown)):
-        video[name] = (model, *in_clips(raw, w, at))
+        video[name] = (model, in_clips(raw, w, at), None)
     features = {name: video_features(*given) for name, given in video.items()}
     found = {name: study.search(x, mars).ap for name, x in features.items()}
     found |= one_frame(model, raw, seen, features["mean"], mars)
@@ -165,13 +165,13 @@ def rankings(model: Baseline, at: Scale, mars: Mars, of: str, cut: Baseline) -> 
     return found
 
 
-def in_clips(frames: list, weights: list, at: Scale) -> tuple[list, None]:
+def in_clips(frames: list, weights: list, at: Scale) -> list[np.ndarray]:
     """Of N tracklets the test clips, each averaged by its frames' weights: N arrays (CLIPS, D)."""
     found = []
     for x, w in zip(frames, weights, strict=True):
         clips = [ground.parts(len(x), None, at.T, part) for part in range(ground.CLIPS)]
         found.append(np.stack([w[which] @ x[which] / w[which].sum() for which in clips]))
-    return found, None
+    return found
 
 
 def video_features(model: Baseline, frames: list[np.ndarray], weights: list | None) -> np.ndarray:

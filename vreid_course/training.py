@@ -5,6 +5,7 @@ so a mean over clips, such as cross entropy, is that of one process. A loss that
 each other sees its own share only: each process mines its own triplets. So does batch norm.
 """
 
+import atexit
 import ctypes
 import hashlib
 import json
@@ -24,7 +25,7 @@ from accelerate.utils import (
     gather_object,
 )
 from filelock import FileLock
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
@@ -401,6 +402,13 @@ def accelerator() -> Accelerator:
         ),  # not every loss uses every head
     ]
     return Accelerator(mixed_precision="no", cpu=on_cpu, kwargs_handlers=together)
+
+
+@atexit.register
+def _leave_group() -> None:
+    """End the group before Python ends: a thread of it that still works then aborts the process."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @contextmanager

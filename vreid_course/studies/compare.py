@@ -236,6 +236,12 @@ def turn(test: Split, view: np.ndarray, q: int) -> float:
     return float(np.degrees(away.min())) if right.any() else float("nan")
 
 
+def chosen(name: str, column: str) -> dict[str, str]:
+    """What the rows of a method at its chosen rate have in common, all seeds."""
+    rate = f"{METHODS[name].rate:g}"
+    return {"test": "trained", "loss": column, "method": name, "rate": rate}
+
+
 NAMES = sorted(METHODS, key=lambda name: name == "VRSTC")  # last: its frames are repainted first
 
 
@@ -271,6 +277,6 @@ def measure(row: dict) -> dict:
         people = len(np.unique(ground.ground(at).train.pids))
         model = new_model(METHODS[name], people, at, column)
     if (column, row["seed"]) == ("common", 0):  # what rates are chosen by
-        chosen = searched(name, column, model, at, "validation").mAP
-        common["validation mAP"] = f"{100 * chosen:.2f}"
+        found = searched(name, column, model, at, "validation")
+        common["validation mAP"] = f"{100 * found.mAP:.2f}"
     return common | study.summary(searched(name, column, model, at, repaired=repaired))

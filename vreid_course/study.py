@@ -99,9 +99,13 @@ def fit(
     history = train(
         model, loss, optimiser, batches, recipe.steps, schedule, seed, folder, save_seconds
     )
+    _say_skipped(store)
+    return history
+
+
+def _say_skipped(store: FrameStore) -> None:
     if store.skipped:
         print(f"replaced a frame that cannot be read {store.skipped} times")
-    return history
 
 
 def new_model(lesson: ModuleType, split: Split, at: Scale, seed: int) -> nn.Module:
@@ -112,9 +116,19 @@ def new_model(lesson: ModuleType, split: Split, at: Scale, seed: int) -> nn.Modu
     return lesson.build(len(np.unique(split.pids)), resnet(at.backbone, at.weights))
 
 
-def extract_features(model: nn.Module, embed: Callable, recipe: Recipe, split: Split, at: Scale):
-    """Return the feature of every tracklet of a split, float32 (N, D)."""
-    return extract(model, embed, FrameStore(split, at.size), recipe.test_sampler, recipe.transform)
+def extract_features(
+    model: nn.Module,
+    embed: Callable,
+    recipe: Recipe,
+    split: Split,
+    at: Scale,
+    skip_bad: bool = False,
+) -> np.ndarray:
+    """Return the feature of every tracklet of a split, float32 (N, D); skip_bad: see `fit`."""
+    store = FrameStore(split, at.size, skip_bad=skip_bad)
+    features = extract(model, embed, store, recipe.test_sampler, recipe.transform)
+    _say_skipped(store)
+    return features
 
 
 def search(features: np.ndarray, mars: Mars, merge_queries: bool = True) -> Result:

@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from vreid_course.command import Parser, at_least, path
+from vreid_course.command import Parser, at_least, finite, path
 from vreid_course.drawing.mini_mars import MiniMars, draw
 from vreid_course.drawing.tracklets import DIALS
 
@@ -103,7 +103,7 @@ def _video_arguments(video: argparse.ArgumentParser) -> None:
         "--shortest", type=at_least(1), default=1, help="fewest boxes of a track (1)"
     )
     text = "leave out boxes of a smaller confidence (detector: 0.5)"
-    video.add_argument("--least", type=float, help=text)
+    video.add_argument("--least", type=finite(), help=text)
     text = "a table camera,track,person: who is who, so that a search can be scored"
     video.add_argument("--identities", type=path, metavar="FILE", help=text)
 

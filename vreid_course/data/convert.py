@@ -170,7 +170,7 @@ def _npy(path: Path) -> np.ndarray:
     """The numbers of a file of NumPy, as int64."""
     try:
         return np.load(path).astype(np.int64)
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise MarsError(f"{path}: no numbers ({one_line(error)}): unpack LS-VID again") from None
 
 

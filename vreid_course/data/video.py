@@ -304,13 +304,30 @@ def _cut(one: Tracks, names: dict, new: Path) -> Iterator[tuple]:
             yield name, shot.camera, shot.video.name, int(one.tracks[row]), number, when, *place
     one.fate |= {"on damaged pictures skipped": int(lost)} if lost else {}
     if reader.exact and reader.count < reader.told:
-        missing = f"of {reader.told} pictures lost: if not at the end, later boxes are cut wrongly"
-        one.fate[missing] = reader.told - reader.count
+        one.fate[_lost(reader, shot.boxes)] = reader.told - reader.count
     if one.frames[-1] > reader.count:
         fault = f"has boxes for frame {one.frames[-1]}, but {shot.video} has {reader.count} frames"
         if one.frames[-1] <= reader.told:
             fault += f" that can be read of {reader.told}: convert it again, or name another video"
         raise MarsError(f"{shot.boxes}: {fault}: name the boxes of this video")
+
+
+def _lost(reader: Video, boxes: Path | None) -> str:
+    """What follows from pictures that the file counts and nobody can read.
+
+    The times of an AVI are counted anew, so they do not tell which: only a file that is shorter
+    than it says has lost its end.
+    """
+    with reader.path.open("rb") as file:
+        head = file.read(8)
+    cut_off = head[:4] == b"RIFF" and 8 + int.from_bytes(head[4:], "little")
+    if cut_off > reader.path.stat().st_size:
+        why = "the file is cut off at its end"
+    elif boxes is None:
+        why = "nobody can tell which, and seconds behind them are too early"
+    else:
+        why = "nobody can tell which: boxes that count them are cut out of later pictures"
+    return f"of {reader.told} pictures lost, {why}"
 
 
 def _write_crop(crop: np.ndarray, path: Path) -> None:

@@ -99,6 +99,15 @@ MUTATIONS = [
         ("07_related", "triplet(x, labels, 0.4) for x", "triplet(x, labels) for x", "related"),
         ("render.py", "rest = rest - at.w_w * (first * first)", "rest = rest - at.w_w * first",
          "mini_mars"),
+        # what is drawn anew, the proving ground, the films of lesson 09, the search
+        ("mini_mars.py", "DIALS | config.dials, change).draw", "DIALS | config.dials, Change()).draw",
+         "mini_mars"),
+        ("ground.py", "mars.train.select(~mine)", "mars.train.select(mine)", "ground"),
+        ("ground.py", "[part::CLIPS]", "[part * frames :][:frames]", "ground"),
+        ("film.py", "near[int(shared.argmax())][0] + 1", "near[0][0] + 1", "prototype"),
+        ("film.py", "return left + xs.min(), top + ys.min()", "return left, top", "prototype"),
+        ("devices.py", "capable() >= (7, 0)", "capable() >= (6, 0)", "device"),
+        ("answers.py", "(split.camids != split.camids[q]) & good", "good", "answers"),
     )
 ]  # fmt: skip
 

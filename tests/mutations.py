@@ -100,7 +100,7 @@ MUTATIONS = [
         ("render.py", "rest = rest - at.w_w * (first * first)", "rest = rest - at.w_w * first",
          "mini_mars"),
         # what is drawn anew, the proving ground, the films of lesson 09, the search
-        ("mini_mars.py", "DIALS | config.dials, change).draw", "DIALS | config.dials, Change()).draw",
+        ("mini_mars.py", "| config.dials, change).draw", "| config.dials, Change()).draw",
          "mini_mars"),
         ("ground.py", "mars.train.select(~mine)", "mars.train.select(mine)", "ground"),
         ("ground.py", "[part::CLIPS]", "[part * frames :][:frames]", "ground"),

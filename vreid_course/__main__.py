@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -190,8 +189,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     if not len(mars.query):
         raise MarsError(f"{mars.root / 'info' / 'query_IDX.mat'}: {NO_QUERIES}")
     same_set(file.parent, mars, write=False)
-    build = partial(study.new_model, lesson, mars.train, at, options.seed)
-    model, recipe = _trained(options.lesson, file, lambda _: build()), lesson.recipe(at)
+    new = study.new_model(lesson, mars.train, at, options.seed)
+    model, recipe = _trained(options.lesson, file, lambda _: new), lesson.recipe(at)
     more = lesson.embed, recipe, mars.test, at, options.skip_bad
     print(study.search(study.extract_features(model, *more), mars))
 
@@ -256,10 +255,8 @@ def _search(options: argparse.Namespace) -> None:
             sizes = {len(x) for name, x in state.items() if name.endswith("classifier.weight")}
             return lesson.build(max(sizes, default=1), trunk)
 
-        model, recipe = (
-            _trained(options.lesson, options.folder / "last.pt", build),
-            lesson.recipe(at),
-        )
+        model = _trained(options.lesson, options.folder / "last.pt", build)
+        recipe = lesson.recipe(at)
         how = lesson.embed, recipe.test_sampler, recipe.transform
     features = answers.features_of(model, mars.test, at, *how)
     found = answers.search(features, mars, options.camera)

@@ -17,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from vreid_course import show
-from vreid_course.data.mars import FRAMES, Mars, MarsError, Split, read_text
+from vreid_course.data.mars import Mars, MarsError, Split, read_frames
 from vreid_course.loader import FrameStore, augment
 from vreid_course.metrics import average_precision, distances
 from vreid_course.nets import frame_features
@@ -38,14 +38,9 @@ def mean_feature(trunk: nn.Module, frames: torch.Tensor) -> torch.Tensor:
 
 
 def features_of(
-    model: nn.Module,
-    split: Split,
-    at: Scale,
-    embed: Callable = mean_feature,
-    sampler: Callable = whole,
-    transform: Callable = augment,
-    root: Path | None = None,
-) -> np.ndarray:
+    model: nn.Module, split: Split, at: Scale, embed: Callable = mean_feature,
+    sampler: Callable = whole, transform: Callable = augment, root: Path | None = None,
+) -> np.ndarray:  # fmt: skip
     """The feature of each tracklet of a split, float32 (N, D), computed once and kept in pieces.
 
     embed(model, frames (T, 3, H, W)) -> (D,); sampler, transform: see `training.extract`.
@@ -144,17 +139,9 @@ def places(mars: Mars) -> list[dict[str, str]]:
     Without frames.csv, as in MARS itself, only the camera is known. MarsError if it is not whole,
     or tells of other pictures.
     """
-    path, split = mars.root / "frames.csv", mars.test
-    if not path.is_file():
+    split = mars.test
+    if not (rows := read_frames(mars)):
         return [{"camera": str(camid)} for camid in split.camids]
-    table = csv.DictReader(read_text(path).splitlines())
-    rows = list(table)
-    whole = set(FRAMES) <= set(table.fieldnames or ())
-    if not whole or any(None in (*row, *row.values()) for row in rows):
-        fault = f"not the table {','.join(FRAMES)}, or a line is cut off"
-        raise MarsError(f"{path}: {fault}: cut the videos again, or save it with commas")
-    if [row["picture"] for row in rows] != split.names.tolist():
-        raise MarsError(f"{path}: not the pictures of info/test_name.txt: cut the videos again")
     ends = zip(split.first.tolist(), split.last.tolist(), strict=True)
     return [
         rows[(a + b) // 2] | {"from": rows[a]["second"], "to": rows[b - 1]["second"]}

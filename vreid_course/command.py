@@ -28,13 +28,9 @@ def finite(low: float = -math.inf) -> Callable[[str], float]:
     """The type of an argument that is a number, neither nan nor infinite, of at least `low`."""
 
     def number(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or value < low:
-            wanted = "a number" if low == -math.inf else f"a number from {low:g} on"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+        if not math.isfinite(value := float(text)) or value < low:
+            more = f" from {low:g} on" if low > -math.inf else ""
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number{more}")
         return value
 
     return number

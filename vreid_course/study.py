@@ -71,17 +71,10 @@ class Recipe:
 
 
 def fit(
-    model: nn.Module,
-    loss: Callable,
-    recipe: Recipe,
-    split: Split | FrameStore,
-    at: Scale,
-    seed: int,
-    folder: Path | None = None,
-    workers: int = 0,
-    save_seconds: float = 300,
+    model: nn.Module, loss: Callable, recipe: Recipe, split: Split | FrameStore, at: Scale,
+    seed: int, folder: Path | None = None, workers: int = 0, save_seconds: float = 300,
     skip_bad: bool = False,
-) -> list[dict[str, float]]:
+) -> list[dict[str, float]]:  # fmt: skip
     """Train a model on a split, or its frames, by its recipe; returns the history of `train`.
 
     skip_bad: see `FrameStore`; how many frames it replaced is printed. ValueError, before a frame
@@ -117,12 +110,7 @@ def new_model(lesson: ModuleType, split: Split, at: Scale, seed: int) -> nn.Modu
 
 
 def extract_features(
-    model: nn.Module,
-    embed: Callable,
-    recipe: Recipe,
-    split: Split,
-    at: Scale,
-    skip_bad: bool = False,
+    model: nn.Module, embed: Callable, recipe: Recipe, split: Split, at: Scale, skip_bad=False
 ) -> np.ndarray:
     """Return the feature of every tracklet of a split, float32 (N, D); skip_bad: see `fit`."""
     store = FrameStore(split, at.size, skip_bad=skip_bad)

@@ -6,6 +6,7 @@ info/train_name.txt  test_name.txt    one frame name per line
 info/tracks_train_info.mat  tracks_test_info.mat  query_IDX.mat
 """
 
+import csv
 import hashlib
 import os
 import re
@@ -21,7 +22,6 @@ from scipy.io import loadmat, savemat
 from scipy.sparse import issparse
 
 from vreid_course.files import CourseError
-from vreid_course.files import writable as writable  # where data/ and others look for it
 
 PARTS = ("train", "test")
 COPY = "copy info/ again, all of it from one source"
@@ -312,6 +312,25 @@ def frame_names(pid: int, camid: int, tracklet: int, count: int) -> list[str]:
         raise MarsError(f"no MARS name for {pid=} {camid=} {tracklet=} {count=}: renumber them")
     key = f"{folder_name(pid)}C{camid}T{tracklet:04d}"
     return [f"{key}F{frame:03d}.jpg" for frame in range(1, count + 1)]
+
+
+def read_frames(mars: Mars) -> list[dict[str, str]]:
+    """The lines of frames.csv, a picture of the test part each; none without that file.
+
+    MarsError if it is not whole, or tells of other pictures.
+    """
+    path = mars.root / "frames.csv"
+    if not path.is_file():
+        return []
+    table = csv.DictReader(read_text(path).splitlines())
+    rows = list(table)
+    whole = set(FRAMES) <= set(table.fieldnames or ())
+    if not whole or any(None in (*row, *row.values()) for row in rows):
+        fault = f"not the table {','.join(FRAMES)}, or a line is cut off"
+        raise MarsError(f"{path}: {fault}: cut the videos again, or save it with commas")
+    if [row["picture"] for row in rows] != mars.test.names.tolist():
+        raise MarsError(f"{path}: not the pictures of info/test_name.txt: cut the videos again")
+    return rows
 
 
 def query_rows(pids: np.ndarray, camids: np.ndarray, cameras: int = 2) -> np.ndarray:

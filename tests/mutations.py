@@ -81,7 +81,7 @@ MUTATIONS = [
         # the rest
         ("study.py", "    torch.manual_seed(seed)\n    return lesson.build",
          "    return lesson.build", "seams"),
-        ("__main__.py", "        model.load_state_dict(state)\n    except",
+        ("__main__.py", '        model.load_state_dict(state["model"])\n    except',
          "        pass\n    except", "seams"),
         ("scales.py", "if imagenet_on_disk(\"resnet50\"):", "if False:", "seams"),
         ("losses.py", "hardest_negative + margin)", "hardest_negative + 0.3)", "losses"),

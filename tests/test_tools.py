@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -23,7 +24,7 @@ from vreid_course.data.attributes import ATTRIBUTES, Attributes, read_attributes
 from vreid_course.data.convert import convert
 from vreid_course.data.known import same_set
 from vreid_course.data.mars import MarsError, read_mars
-from vreid_course.drawing.mini_mars import STREET, MiniMars, mini_mars
+from vreid_course.drawing.mini_mars import STREET, MiniMars, draw
 
 
 @pytest.fixture
@@ -457,33 +458,35 @@ def test_command_line(crowd, tmp_path, capsys):
 def test_every_command_prints_the_whole_path(crowd, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     ilids(tmp_path / "ilids")
+    small = ["--ids", "0", "--test-ids", "1", "--workers", "1"]
     for command in (
-        ["draw", "--out", "a set", "--ids", "0", "--test-ids", "1", "--workers", "1"],
+        ["draw", "--world", "street", "--out", "a street", *small],
         ["subset", "crowd", "a subset", "--ids", "2"],
         ["convert", "ilids", "a converted set"],
     ):
         assert main(command) == 0
         (out,) = [word for word in command if word.startswith("a ")]
         assert f"VREID_DATA='{tmp_path}/{out}' makes" in capsys.readouterr().out
+    street = replace(STREET, train_ids=0, test_ids=1)
+    assert draw(street, tmp_path / "a street") and len(read_mars(tmp_path / "a street").test)
+    with pytest.raises(MarsError, match="holds something else"):
+        draw(MiniMars(0, 1), tmp_path / "a street")
 
 
-def test_worlds(tmp_path, monkeypatch, capsys):
-    """A small street: its dials and shares with other people; drawn where the studies look."""
+def test_worlds(tmp_path, monkeypatch):
+    """The street with its dials and shares, drawn where the studies look, and what is changed."""
     monkeypatch.setenv("VREID_CACHE", str(tmp_path))
-    size = ["--ids", "0", "--test-ids", "1", "--workers", "1"]
-    assert main(["draw", "--world", "street", *size]) == 0
-    small = replace(STREET, train_ids=0, test_ids=1)
-    assert f"VREID_DATA={tmp_path / small.name} makes" in capsys.readouterr().out
-    assert mini_mars(small).root == tmp_path / small.name and len(
-        read_mars(tmp_path / small.name).test
-    )
     drawn = []
-    monkeypatch.setattr(data_main, "draw", lambda config, *_: drawn.append(config) or tmp_path)
+    monkeypatch.setattr(data_main, "draw", lambda *given: drawn.append(given) or tmp_path)
     main(["draw", "--world", "street"])
-    main(["draw", "--world", "street", "--dial", "blur=0.5", "--seed", "7"])
-    main(["draw"])
-    dials = STREET.dials | {"blur": 0.5}
-    assert drawn == [STREET, replace(STREET, seed=7, dials=dials), MiniMars()]
+    main(["draw", "--world", "street", "--dial", "blur=0.5", "--seed", "7", "--out", "x"])
+    main(["draw", "--workers", "3"])
+    other = replace(STREET, seed=7, dials=STREET.dials | {"blur": 0.5})
+    assert drawn == [
+        (STREET, tmp_path / STREET.name, None),
+        (other, Path("x"), None),
+        (MiniMars(), tmp_path / MiniMars().name, 3),
+    ]
 
 
 def test_the_whole_path_is_printed_and_a_tilde_is_a_home(crowd, tmp_path, monkeypatch, capsys):

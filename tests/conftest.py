@@ -3,6 +3,7 @@
 And the runs of lessons at the scale smoke, each made once, when a test first asks for it.
 """
 
+import shutil
 from functools import cache, partial
 
 import pytest
@@ -20,6 +21,24 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.suffix == ".ipynb":
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def strangers(tmp_path_factory):
+    """strangers(seed, out): a copy of a small drawn set without its settings, as if not drawn."""
+    from vreid_course.drawing.mini_mars import MiniMars, draw
+
+    @cache
+    def drawn(seed):
+        config = MiniMars(6, 4, seed=seed, frames=(2, 4))
+        return draw(config, tmp_path_factory.mktemp("drawn") / "set", 1)
+
+    def copy(seed, out):
+        found = shutil.copytree(drawn(seed), out)
+        (found / "settings.json").unlink()
+        return found
+
+    return copy
 
 
 @pytest.fixture(scope="session")

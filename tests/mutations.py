@@ -81,7 +81,7 @@ MUTATIONS = [
         # the rest
         ("study.py", "    torch.manual_seed(seed)\n    return lesson.build",
          "    return lesson.build", "seams"),
-        ("__main__.py", "        model.load_state_dict(state)\n    except",
+        ("__main__.py", '        model.load_state_dict(state["model"])\n    except',
          "        pass\n    except", "seams"),
         ("scales.py", "if imagenet_on_disk(\"resnet50\"):", "if False:", "seams"),
         ("losses.py", "hardest_negative + margin)", "hardest_negative + 0.3)", "losses"),
@@ -99,6 +99,15 @@ MUTATIONS = [
         ("07_related", "triplet(x, labels, 0.4) for x", "triplet(x, labels) for x", "related"),
         ("render.py", "rest = rest - at.w_w * (first * first)", "rest = rest - at.w_w * first",
          "mini_mars"),
+        # what is drawn anew, the proving ground, the films of lesson 09, the search
+        ("mini_mars.py", "| config.dials, change).draw", "| config.dials, Change()).draw",
+         "mini_mars"),
+        ("ground.py", "mars.train.select(~mine)", "mars.train.select(mine)", "ground"),
+        ("ground.py", "[part::CLIPS]", "[part * frames :][:frames]", "ground"),
+        ("film.py", "near[int(shared.argmax())][0] + 1", "near[0][0] + 1", "prototype"),
+        ("film.py", "return left + xs.min(), top + ys.min()", "return left, top", "prototype"),
+        ("devices.py", "capable() >= (7, 0)", "capable() >= (6, 0)", "device"),
+        ("answers.py", "(split.camids != split.camids[q]) & good", "good", "answers"),
     )
 ]  # fmt: skip
 

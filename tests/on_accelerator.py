@@ -134,7 +134,7 @@ def test_every_method_trains_and_describes(name, split, monkeypatch):
     history = study.fit(model, compare.loss_of(method, "paper"), recipe, split, AT, 0)
     assert len(history) == 1 and model_is_on(model) == {"cpu"}
     few = split.select(np.arange(len(split)) < 1)
-    embed = training.in_bfloat16(compare.embed_of(name, "paper"))
+    embed = devices.in_bfloat16(compare.embed_of(name, "paper"))
     found = training.extract(model, embed, FrameStore(few, AT.size), recipe.test_sampler)
     assert len(found) == 1 and np.isfinite(found).all() and model_is_on(model) == {"cpu"}
 

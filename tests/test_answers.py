@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from test_mars import make_set, to_v73
 
 from vreid_course import __main__ as cli
 from vreid_course import answers
+from vreid_course.data import tools
+from vreid_course.data.__main__ import main as data_main
 from vreid_course.data.mars import MarsError, read_mars
-from vreid_course.drawing.mini_mars import MiniMars, draw
 from vreid_course.nets import resnet
 from vreid_course.scales import scale
 
@@ -46,6 +48,13 @@ def test_answers_come_from_other_cameras_nearest_first(mars):
     assert np.isnan(found.ap()[[0, 5]]).all()
     assert "mAP 87.5, rank-1 75.0; 4 of 6 queries scored" in str(found)
     assert answers.search(PLACE[:, None], mars, camera=12).queries.tolist() == [5]
+
+
+def test_features_that_are_no_numbers_are_refused(mars):
+    place = PLACE.copy()
+    place[3] = np.nan
+    with pytest.raises(ValueError, match="the feature of 0002C2T0002 is not finite: train again"):
+        answers.search(place[:, None], mars)
 
 
 def test_a_search_needs_two_cameras(tmp_path, mars):
@@ -99,6 +108,27 @@ def test_frames_of_another_set_are_refused(mars):
         answers.search(PLACE[:, None], mars)
 
 
+@pytest.mark.parametrize("how", ["semicolons", "another title", "cut", "no lines", "Latin-1"])
+def test_a_table_of_frames_that_was_spoiled(mars, how):
+    frames_csv(mars)
+    path = mars.root / "frames.csv"
+    text = path.read_text()
+    changed = {
+        "semicolons": text.replace(",", ";"),  # as some editors of tables save it
+        "another title": text.replace("second", "time"),
+        "cut": text[:-9],
+        "no lines": "",
+        "Latin-1": text.replace("a.mp4", "é.mp4"),
+    }[how]
+    path.write_bytes(changed.encode("latin-1"))
+    with pytest.raises(MarsError) as error:
+        answers.places(mars)
+    fault = "save it as UTF-8" if how == "Latin-1" else "not the table picture,camera,video"
+    assert f"{path}: " in str(error.value) and fault in str(error.value)
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert answers.places(mars)[5]["from"] == "10.000"
+
+
 def test_a_set_without_times_has_cameras(mars):
     assert answers.places(mars)[5] == {"camera": "12"}
 
@@ -132,10 +162,9 @@ def test_features_are_kept_in_pieces(mars, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def small(tmp_path, monkeypatch):
+def small(tmp_path, monkeypatch, strangers):
     """A drawn set in the role of one's own, and a cache."""
-    draw(MiniMars(6, 4, seed=5, frames=(2, 4)), tmp_path / "a" / "MARS", 1)
-    (tmp_path / "a" / "MARS" / "settings.json").unlink()
+    strangers(5, tmp_path / "a" / "MARS")
     monkeypatch.setenv("VREID_SCALE", "smoke")
     monkeypatch.setenv("VREID_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("VREID_DATA", str(tmp_path / "a" / "MARS"))
@@ -166,14 +195,80 @@ def test_the_search_command(small, capsys):
         rows = list(csv.DictReader(stream))
     assert {r["query_camera"] for r in rows} == {"2"} and "2" not in {r["camera"] for r in rows}
     error = said(["search", own, "--out", small / "c", *more[:2], "--folder", small], capsys)
-    assert "last.pt" in error
+    assert "last.pt: nothing trained yet" in error
 
 
-def test_runs_of_two_sets_of_one_name_do_not_meet(small, monkeypatch, capsys):
+def test_a_search_that_cannot_be_is_refused_before_anything_is_computed(small, monkeypatch, capsys):
+    own = small / "a" / "MARS"
+    monkeypatch.setattr(answers, "features_of", None)
+    error = said(["search", own, "--out", small / "out", "--camera", 9], capsys)
+    assert "name one of these" in error
+    (own / "frames.csv").write_text("picture;camera\n")
+    assert "frames.csv: not the table" in said(["search", own, "--out", small / "out"], capsys)
+    assert not (small / "out").exists()
+
+
+def test_checkpoints_of_something_else(small, capsys):
+    own, run = small / "a" / "MARS", small / "run"
+    said(["train", "01_baseline", "--steps", 1, "--folder", run], capsys, 0)
+    search = ["search", own, "--out", small / "out", "--folder", run, "--lesson"]
+    fault = "last.pt: of another lesson than {}, other data or another scale: train again"
+    for lesson in ("05_attributes", "07_related"):
+        assert fault.format(lesson) in said([*search, lesson], capsys)
+    for state in ([1], {"model": {}}, {"model": 3}, {"step": 1}):
+        torch.save(state, run / "last.pt")
+        assert fault.format("01_baseline") in said([*search, "01_baseline"], capsys)
+        evaluate = ["evaluate", "01_baseline", "--folder", run]
+        assert fault.format("01_baseline") in said(evaluate, capsys)
+
+
+def test_reading_a_set_writes_nothing_into_it(small, capsys):
+    """So that it may lie on a disk that is read only."""
+    own = small / "a" / "MARS"
+
+    def state():
+        return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in (own, *own.rglob("*"))}
+
+    before = state()
+    for command in (["train", "01_baseline", "--steps", 1], ["evaluate", "01_baseline"]):
+        said(command, capsys, 0)
+    said(["search", own, "--out", small / "out"], capsys, 0)
+    assert data_main(["check", str(own), "--frames"]) == 0
+    assert data_main(["subset", str(own), str(small / "sub"), "--ids", "2"]) == 0
+    assert state() == before
+
+
+def test_evaluate_can_skip_bad_frames(small, capsys):
+    said(["train", "01_baseline", "--steps", 1, "--folder", small / "run"], capsys, 0)
+    (small / "run" / "data.json").unlink()  # as if the pictures had been broken before
+    for path in read_mars(small / "a" / "MARS").test.paths(5):
+        path.write_bytes(b"")
+    command = ["evaluate", "01_baseline", "--folder", small / "run"]
+    error = said(command, capsys)
+    assert "an empty frame: copy it again, or skip it (--skip-bad of train and evaluate" in error
+    assert cli.main([*map(str, command), "--skip-bad"]) == 0
+    replaced, score = capsys.readouterr().out.splitlines()
+    assert replaced.startswith("replaced a frame that cannot be read") and score.startswith("mAP")
+
+
+def test_studies_of_two_sets_of_one_name_do_not_meet(small, strangers, monkeypatch, capsys):
+    seen = []
+    lesson = SimpleNamespace(STUDY=[{"row": 1}], measure=lambda row: seen.append(row) or {"mAP": 1})
+    monkeypatch.setattr(cli.lessons, "load", lambda name: lesson)
+    strangers(6, small / "b" / "MARS")
+    for name in "abab":
+        monkeypatch.setenv("VREID_DATA", str(small / name / "MARS"))
+        said(["study", "90_toy"], capsys, 0)
+    assert len(seen) == 2
+    read_mars(small / "b" / "MARS").test.paths(0)[0].write_bytes(b"changed")
+    assert "pictures, which changed since" in said(["study", "90_toy"], capsys)
+
+
+def test_runs_of_two_sets_of_one_name_do_not_meet(small, strangers, monkeypatch, capsys):
     train, evaluate = ["train", "01_baseline", "--steps", 2], ["evaluate", "01_baseline"]
     said(train, capsys, 0)
     said(evaluate, capsys, 0)
-    draw(MiniMars(6, 4, seed=6, frames=(2, 4)), small / "b" / "MARS", 1)
+    strangers(6, small / "b" / "MARS")
     monkeypatch.setenv("VREID_DATA", str(small / "b" / "MARS"))
     assert "nothing trained yet" in said(evaluate, capsys)
     said([*train, "--folder", small / "run"], capsys, 0)
@@ -187,7 +282,7 @@ def test_runs_of_two_sets_of_one_name_do_not_meet(small, monkeypatch, capsys):
 
 
 def test_few_people_and_a_tilde(small, monkeypatch, capsys):
-    draw(MiniMars(3, 4, seed=6, frames=(2, 4)), small / "three", 1)
+    tools.subset(small / "a" / "MARS", small / "three", ids=3)
     monkeypatch.setenv("HOME", str(small))
     monkeypatch.setenv("VREID_DATA", "~/three")
     command = ["train", "01_baseline", "--steps", 1]
@@ -240,6 +335,11 @@ def test_features_with_workers_name_the_frame(small):
         (["train", "01_baseline", "--steps", "0"], "--steps: '0' is not a whole number from 1 on"),
         (["train", "01_baseline", "--steps", "many"], "--steps: 'many'"),
         (["train", "01_baseline", "--workers", "-1"], "--workers: '-1'"),
+        (
+            ["train", "01_baseline", "--minutes", "nan"],
+            "--minutes: 'nan' is not a number from 0 on",
+        ),
+        (["train", "01_baseline", "--minutes", "-1"], "--minutes: '-1'"),
         (["train", "01_baseline", "--seed", "-1"], "--seed: '-1'"),
         (["search", "x", "--out", "y", "--top", "0"], "--top: '0'"),
         (["trian", "01_baseline"], "trian"),
@@ -250,6 +350,19 @@ def test_numbers_out_of_range_are_one_line(command, text, capsys):
         cli.main(command)
     error = capsys.readouterr().err
     assert stop.value.code == 2 and len(error.splitlines()) == 1 and text in error
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        (["study", "00_tour"], "00_tour has no study"),
+        (["study", "90_none"], "no lesson '90_none'"),
+        (["make", "01_baseline"], "01_baseline has nothing to make"),
+        (["train", "notebooks/01_baseline.ipynb"], "there are 00_tour, 01_baseline"),
+    ],
+)
+def test_lessons_without_what_is_asked_for_say_so(small, capsys, command, text):
+    assert text in said(command, capsys)
 
 
 @pytest.mark.parametrize("lesson", ["00_tour", "08_compare"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import loadmat, savemat
+from scipy.sparse import csc_matrix
 
 from vreid_course.data.mars import (
     MarsError,
@@ -107,6 +108,28 @@ def test_a_byte_order_mark_does_not_matter(root, save):
     assert read_mars(root).test.key(5) == "0009C5T0001"
 
 
+@pytest.mark.parametrize(
+    "folder", ["bbox_test\\{0}\\", "bbox_test/{0}/", "D:\\MARS\\bbox_test\\{0}\\"]
+)
+def test_folders_in_front_of_names_do_not_matter(root, folder):
+    """As lists that were made anew, on Windows or elsewhere, have them."""
+    lines(root / "info" / "test_name.txt", lambda a: [folder.format(name[:4]) + name for name in a])
+    test = read_mars(root).test
+    assert test.key(5) == "0009C5T0001" and test.frames(3).shape == (4, 16, 8, 3)
+
+
+@pytest.mark.parametrize(
+    "change", [csc_matrix, lambda a: a.astype(np.float32), lambda a: a.astype(np.int16)]
+)
+def test_matrices_of_other_kinds_are_read(root, change):
+    before = read_mars(root)
+    for name in (TEST_MAT, TRAIN_MAT, QUERY):
+        edit_mat(root / name, change)
+    after = read_mars(root)
+    np.testing.assert_array_equal(before.query, after.query)
+    np.testing.assert_array_equal(before.test.camids, after.test.camids)
+
+
 def test_matlab_73_is_read(root):
     before = read_mars(root)
     for name in ("tracks_train_info", "tracks_test_info", "query_IDX"):
@@ -138,6 +161,10 @@ def test_a_frame_under_another_name_is_pointed_out(root):
         read_mars(root).test.frames(3)
     path.with_suffix(".JPG").rename(path.with_suffix(".png"))
     with pytest.raises(MarsError, match="but 0002C1T0002F002.png is there"):
+        read_mars(root).test.frames(3)
+    path.with_suffix(".png").unlink()
+    path.symlink_to("nowhere.jpg")  # and nothing else of that name
+    with pytest.raises(MarsError, match="no such frame: copy it again"):
         read_mars(root).test.frames(3)
 
 
@@ -240,6 +267,10 @@ def put(row, column, value):
     return change
 
 
+def with_infinity(array):
+    return np.where(array == 9, np.inf, array)
+
+
 def lines(path, change):
     path.write_text("".join(f"{line}\r\n" for line in change(path.read_text().split())))
 
@@ -261,6 +292,12 @@ BAD_INPUT = {  # what is wrong: file that is named, how it is broken, what the m
         lambda p: edit_mat(p, lambda a: a[:, :3]),
         "not whole numbers (N, 4)",
     ),
+    "infinite": (TEST_MAT, lambda p: edit_mat(p, with_infinity), "float64 (6, 4), not whole"),
+    "transposed": (TEST_MAT, lambda p: edit_mat(p, np.transpose), "(4, 6), not whole numbers (N"),
+    "structure": (TEST_MAT, lambda p: savemat(p, {"track_test_info": {"a": 1}}), "not whole"),
+    "complex": (TEST_MAT, lambda p: edit_mat(p, lambda a: a + 1j), "complex128 (6, 4), not whole"),
+    "query of huge numbers": (QUERY, lambda p: edit_mat(p, lambda a: a * 1e300), "not whole"),
+    "query twice": (QUERY, lambda p: edit_mat(p, put(0, 1, 4)), "a query stands there twice"),
     "fractions": (TEST_MAT, lambda p: edit_mat(p, lambda a: a + 0.5), "not whole numbers"),
     "letters": (TEST_MAT, lambda p: savemat(p, {"track_test_info": ["abcd"]}), "save it as one"),
     "cells": (
@@ -289,6 +326,12 @@ BAD_INPUT = {  # what is wrong: file that is named, how it is broken, what the m
     ),
     "names empty": (NAMES, lambda p: p.write_bytes(b""), "holds 0 names"),
     "names bytes": (NAMES, lambda p: p.write_bytes(b"\xff\xd8\xff"), "no text"),
+    "names Latin-1": (
+        NAMES,
+        lambda p: p.write_bytes(b"#\xe9" + p.read_bytes()),
+        "save it as UTF-8",
+    ),
+    "names under a title": (NAMES, lambda p: lines(p, lambda a: ["names", *a]), "holds 16 names"),
     "short names": (NAMES, lambda p: lines(p, lambda a: ["x"] * 15), "line 1 is 'x'"),
     "swapped names": (NAMES, lambda p: lines(p, lambda a: a[2:4] + a[:2] + a[4:]), "line 1"),
     "camera differs": (TEST_MAT, lambda p: edit_mat(p, put(3, 3, 2)), "line 7"),

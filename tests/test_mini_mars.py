@@ -31,7 +31,7 @@ from vreid_course.drawing.mini_mars import (
     plan,
     redraw,
 )
-from vreid_course.drawing.render import PARTS
+from vreid_course.drawing.render import FAR, PARTS, Cone, _hit
 from vreid_course.drawing.tracklets import Change, Thing
 from vreid_course.drawing.truth import Truth
 from vreid_course.histogram import colour_histograms
@@ -79,6 +79,22 @@ def score(mars: Mars, features: np.ndarray) -> np.ndarray:
         x for rows in (query, rest) for x in (features[rows], test.pids[rows], test.camids[rows])
     ]
     return evaluate(*part, merge_queries=True).ap
+
+
+@pytest.mark.parametrize("ends", [(0.3, 0.1), (0.1, 0.3), (0.2, 0.2)])
+def test_a_ray_meets_the_cone_where_the_nearest_of_many_spheres_is(ends):
+    """A rounded cone is what a sphere sweeps: here two thousand of them, each met by itself."""
+    a, b = np.array([[-0.4, -0.2, 0.3]]), np.array([[0.5, 0.3, -0.1]])
+    px, py = np.linspace(-1, 1, 41)[None, None, :], np.linspace(-0.8, 0.8, 33)[None, :, None]
+    z, u = _hit(Cone(1, a, b, *ends), np.eye(3)[None], px, py)
+    share = np.linspace(0, 1, 2001)[:, None, None]
+    x, y, deep = ((a[0, i] + share * (b - a)[0, i]) for i in range(3))
+    room = (ends[0] + share * (ends[1] - ends[0])) ** 2 - (px - x) ** 2 - (py - y) ** 2
+    swept = np.where(room > 0, deep - np.sqrt(np.maximum(room, 0)), FAR)
+    nearest, inside = swept.min(0), (room > 0.004).any(0)  # at the rim a root is steep
+    assert (z[0] >= FAR / 2)[~(room > -1e-4).any(0)].all() and inside.sum() > 150
+    np.testing.assert_allclose(z[0][inside], nearest[inside], atol=2e-3)
+    np.testing.assert_allclose(u[0][inside], share[swept.argmin(0), 0, 0][inside], atol=0.05)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import torch
 from vreid_course import lessons, study
 from vreid_course.__main__ import main
 from vreid_course.data.boxes import read_boxes
-from vreid_course.data.film import RATE, detected, film, passers_by, walks, who_is_who
+from vreid_course.data.film import RATE, Walk, detected, film, passers_by, walks, who_is_who
 from vreid_course.data.mars import read_mars
 from vreid_course.data.video import Shot, Video, from_video
 from vreid_course.drawing.mini_mars import MiniMars, draw
@@ -234,6 +234,18 @@ def test_the_truth_makes_a_table_of_identities(street, tmp_path):
     test = read_mars(tmp_path / "known").test
     seen = {(w.person + 1, w.camera) for w in walked if w.first < 40}
     assert seen <= {*zip(test.pids.tolist(), test.camids.tolist(), strict=True)}
+
+
+def test_a_track_is_whom_its_boxes_overlap_most_often(tmp_path):
+    """Two people are in every frame; track 7 follows the second, but for one frame."""
+    walked = [Walk(4, 1, 0, 1, 0), Walk(2, 1, 1, 1, 0)]
+    boxes = {1: [(t, i, 100 * i, 0, 10, 20) for t in (1, 2, 3) for i in (0, 1)]}
+    rows = [(7, 1, 101), (7, 2, 98), (7, 3, 2), (8, 1, 1), (8, 2, 3)]  # track, frame, left
+    lines = [f"1,{track},{frame},{left},0,10,20" for track, frame, left in rows]
+    text = "camera,track,frame,left,top,width,height"
+    (tmp_path / "frames.csv").write_text("\n".join([text, *lines]))
+    who_is_who(tmp_path, walked, boxes, tmp_path / "people.csv")
+    assert (tmp_path / "people.csv").read_text() == "camera,track,person\n1,7,3\n1,8,5\n"
 
 
 # ---------------------------------------------------------------------------------------- search

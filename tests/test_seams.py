@@ -124,9 +124,6 @@ def test_every_lesson_gives_features_and_logits_of_the_tested_network(name, monk
     """The contract: what stands before the classifier is what `embed` compares, of length 1."""
     monkeypatch.setenv("VREID_SCALE", "smoke")
     lesson, T = lessons.load(name), 2
-    if not hasattr(lesson, "features_and_logits"):
-        assert name == "01_baseline"  # its `forward` is that pair
-        lesson.features_and_logits = Baseline.forward
     options = {"labels": np.zeros((5, len(lesson.LABELS)))} if name == "05_attributes" else {}
     options |= {"T": T, "size": (64, 32)} if name == "02_cosam" else {}
     options |= {"size": (64, 32)} if name == "07_related" else {}

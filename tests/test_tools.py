@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -15,12 +17,14 @@ from PIL import Image
 from scipy.io import savemat
 from test_mars import BROKEN_FRAMES, make_set
 
+from vreid_course.data import __main__ as data_main
 from vreid_course.data import tools
 from vreid_course.data.__main__ import main
 from vreid_course.data.attributes import ATTRIBUTES, Attributes, read_attributes, write_attributes
 from vreid_course.data.convert import convert
 from vreid_course.data.known import same_set
 from vreid_course.data.mars import MarsError, read_mars
+from vreid_course.drawing.mini_mars import STREET, MiniMars, draw
 
 
 @pytest.fixture
@@ -373,6 +377,36 @@ def test_prefixes_do_not_find_longer_ones(tmp_path):
     assert read_mars(tmp_path / "out").train.lengths.tolist() == [2, 1, 2]
 
 
+def test_lists_of_ls_vid_from_windows(tmp_path):
+    """Backslashes, a byte order mark, CR LF, tabs, and what macOS leaves beside pictures."""
+    convert(ls_vid(tmp_path / "plain"), tmp_path / "wanted")
+    root = ls_vid(tmp_path / "LS-VID")
+    for path in (root / "list_sequence").glob("*.txt"):
+        text = path.read_bytes().replace(b"/", b"\\").replace(b" ", b"\t")
+        path.write_bytes(b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"))
+    for path in [*root.glob("tracklet_t*/*/*.jpg")]:
+        path.with_name("._" + path.name).write_bytes(b"litter")
+    convert(root, tmp_path / "out")
+    wanted, found = read_mars(tmp_path / "wanted"), read_mars(tmp_path / "out")
+    assert (found.query == wanted.query).all() and (found.test.names == wanted.test.names).all()
+    for i in range(len(found.test)):
+        np.testing.assert_array_equal(found.test.frames(i), wanted.test.frames(i))
+
+
+def test_queries_of_ls_vid_that_are_no_numbers(tmp_path):
+    path = ls_vid(tmp_path / "LS-VID", version=2) / "test" / "query.npy"
+    for spoil in (
+        lambda: np.save(path, np.array(["a"])),
+        lambda: np.save(path, np.array([{"a": 1}], dtype=object)),
+        lambda: path.write_bytes(b"hello"),
+        lambda: path.write_bytes(b""),
+    ):
+        spoil()
+        with pytest.raises(MarsError, match=r"query\.npy: no numbers \(.*: unpack") as error:
+            convert(tmp_path / "LS-VID", tmp_path / "out")
+        assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
 def test_ls_vid_refusals(tmp_path, capsys):
     root = ls_vid(tmp_path / "LS-VID", query=(1, 7))
     with pytest.raises(MarsError, match="info_test.mat: no numbers of queries in 1..6"):
@@ -410,6 +444,7 @@ def test_command_line(crowd, tmp_path, capsys):
         ["draw", "--out", "y", "--seed", "-1"],
         ["draw", "--out", "y", "--workers", "0"],
         ["draw", "--out", "y", "--height", "half"],
+        ["draw", "--out", "y", "--world", "sea"],
         ["convert", "x", "y", "--seed", "-1"],
         ["subset", "x", "y", "--ids", "0"],
         ["subset", "x", "y", "--ids", "2", "--seed", "1.5"],
@@ -418,6 +453,40 @@ def test_command_line(crowd, tmp_path, capsys):
             main(command)
         error = capsys.readouterr().err
         assert stop.value.code == 2 and len(error.splitlines()) == 1 and command[-2] in error
+
+
+def test_every_command_prints_the_whole_path(crowd, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    ilids(tmp_path / "ilids")
+    small = ["--ids", "0", "--test-ids", "1", "--workers", "1"]
+    for command in (
+        ["draw", "--world", "street", "--out", "a street", *small],
+        ["subset", "crowd", "a subset", "--ids", "2"],
+        ["convert", "ilids", "a converted set"],
+    ):
+        assert main(command) == 0
+        (out,) = [word for word in command if word.startswith("a ")]
+        assert f"VREID_DATA='{tmp_path}/{out}' makes" in capsys.readouterr().out
+    street = replace(STREET, train_ids=0, test_ids=1)
+    assert draw(street, tmp_path / "a street") and len(read_mars(tmp_path / "a street").test)
+    with pytest.raises(MarsError, match="holds something else"):
+        draw(MiniMars(0, 1), tmp_path / "a street")
+
+
+def test_worlds(tmp_path, monkeypatch):
+    """The street with its dials and shares, drawn where the studies look, and what is changed."""
+    monkeypatch.setenv("VREID_CACHE", str(tmp_path))
+    drawn = []
+    monkeypatch.setattr(data_main, "draw", lambda *given: drawn.append(given) or tmp_path)
+    main(["draw", "--world", "street"])
+    main(["draw", "--world", "street", "--dial", "blur=0.5", "--seed", "7", "--out", "x"])
+    main(["draw", "--workers", "3"])
+    other = replace(STREET, seed=7, dials=STREET.dials | {"blur": 0.5})
+    assert drawn == [
+        (STREET, tmp_path / STREET.name, None),
+        (other, Path("x"), None),
+        (MiniMars(), tmp_path / MiniMars().name, 3),
+    ]
 
 
 def test_the_whole_path_is_printed_and_a_tilde_is_a_home(crowd, tmp_path, monkeypatch, capsys):

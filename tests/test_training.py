@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 from tiny import tiny_split
 from torch import nn
 
@@ -384,7 +385,11 @@ def test_frame_features_are_computed_once_for_each_network_and_set(tmp_path):
         np.testing.assert_array_equal(a, b)
     extract_frames(resnet("course"), store, cache)
     extract_frames(resnet("course"), FrameStore(split.select([True, False]), SIZE), cache)
-    assert len(list(cache.glob("frames_*.npy"))) == 3 and not list(cache.glob("*.part"))
+    Image.new("RGB", SIZE[::-1], "red").save(split.paths(1)[1])  # replaced under its old name
+    del trunk.forward
+    again = extract_frames(trunk, FrameStore(split, SIZE), cache)
+    assert (again[1][1] != first[1][1]).any() and (again[0] == first[0]).all()
+    assert len(list(cache.glob("frames_*.npy"))) == 4 and not list(cache.glob("*.part"))
 
 
 def test_other_weights_have_another_hash():

@@ -175,7 +175,8 @@ def test_marks_and_ends_of_lines_do_not_matter(street, tmp_path):
     text = "\r\n".join(lines())
     (tmp_path / "plain.txt").write_text("\n".join(lines()))
     made = one(street, tmp_path / "plain.txt", tmp_path / "plain")
-    for i, data in enumerate((b"\xef\xbb\xbf" + text.encode(), text.encode("utf-16"))):
+    old = text.replace("\r\n", "\r").replace(",", "\t").encode()  # an old Mac, and tabs
+    for i, data in enumerate((b"\xef\xbb\xbf" + text.encode(), text.encode("utf-16"), old)):
         (tmp_path / "boxes.txt").write_bytes(data)
         assert one(street, tmp_path / "boxes.txt", tmp_path / f"out{i}") == made
 
@@ -191,6 +192,15 @@ def test_ground_truth_keeps_people_that_count(tmp_path):
     boxes = read_boxes(path)
     assert boxes.ids.tolist() == [1, 1] and boxes.frames.tolist() == [1, 2]
     assert boxes.left_out == {"of another class": 4, "flagged as ignored": 1}
+
+
+def test_numbers_may_be_written_otherwise(street, tmp_path):
+    """Ids and classes as 1.0 or 0001, as tables of other tools have them."""
+    rows = [
+        f"{t},{w:04d},{','.join(map(str, place(w, t)))},1.0,1.0,0.5" for t in (1, 2) for w in (1, 2)
+    ]
+    boxes = read_boxes(write(tmp_path, [*rows, "1.0,7.0,5,5,10,20,1.0,3.0,0.5"]))
+    assert boxes.ids.tolist() == [1, 2, 1, 2] and boxes.left_out == {"of another class": 1}
 
 
 def test_ground_truth_of_2015_has_a_flag_and_no_class(tmp_path):
@@ -303,6 +313,8 @@ def test_a_table_says_who_is_who(street, mirror, tmp_path, capsys):
         "camera;track;person\n1;1;1": "begin it with the line camera,track,person",
         "camera,track,person\n1,1,anna": "line 2 is '1,1,anna': give camera, track and person",
         "camera,track,person\n1,1,0": "in 1..9999",
+        "\n\ncamera,track,person\n\n1,1,0": "line 5 is",
+        "Camera,Track,Person\n1,1,1": "begin it with the line camera,track,person",
         "camera,track,person\n1,1": "line 2",
         "camera,track,person\n1,1,4\n1,1,5": "track 1 of camera 1 has two persons",
         "camera,track,person\n1,9,4": "camera 1 has no track 9: take the numbers of frames.csv",
@@ -321,7 +333,9 @@ def test_cameras_that_cannot_be_used(street, tmp_path, capsys):
         ("--camera", "1"): "--camera 1: give its number",
         ("--camera", "1", str(street), str(boxes), "--camera", "1", str(street), str(boxes)):
             "cameras [1, 1]: give each video a camera number of its own",
-        ("--camera", "0", str(street), str(boxes)): "from 1 on",
+        ("--camera", "0", str(street), str(boxes)): "of its own, in 1..9999",
+        ("--camera", "3000000000", str(street), str(boxes)): "cameras [3000000000]: give each",
+        (str(street), "--boxes", str(boxes), "--least", "nan"): "--least: 'nan' is not a number",
         (str(street), "--camera", "2", str(street), str(boxes)): "name a video and its --boxes, or",
         (str(street), "--boxes", str(boxes), "--boxes-size", "9x9", "9x9"): "2 sizes for 1 cameras",
         ("--camera", "1", str(street), str(tmp_path / "no.txt")): "no text of boxes",
@@ -522,7 +536,24 @@ def test_pictures_that_vanish_are_said(street, tmp_path):
     """Boxes of later frames are cut out of other pictures, and nobody can tell from which on."""
     boxes = write(tmp_path, lines(frames=range(1, 15)))
     made = one(damaged(street, tmp_path, header=0), boxes, tmp_path / "out")
-    assert "1 of 20 pictures lost: if not at the end" in made
+    assert "1 of 20 pictures lost, nobody can tell which: boxes that" in made
+
+
+def test_pictures_lost_at_the_end_are_said_to_be_there(street, tmp_path):
+    data = street.read_bytes()
+    (tmp_path / "cut.avi").write_bytes(data[: len(data) // 2])
+    boxes = write(tmp_path, lines(frames=range(1, 4)))
+    made = one(tmp_path / "cut.avi", boxes, tmp_path / "out")
+    assert "of 20 pictures lost, the file is cut off at its end" in made
+    assert read_mars(tmp_path / "out").test.lengths.tolist() == [3, 3, 3]
+
+
+def test_boxes_of_the_own_detector_count_the_pictures_that_are_there(street, tmp_path, monkeypatch):
+    monkeypatch.setattr(detect, "detector", finder)
+    made = one(damaged(street, tmp_path, header=0), None, tmp_path / "out")
+    assert "1 of 20 pictures lost, nobody can tell which, and seconds behind" in made
+    test = read_mars(tmp_path / "out").test
+    assert [colour_of(test.frames(i)) for i in range(len(test))] == [1, 2]
 
 
 def test_gaps_in_the_times_of_an_mp4_are_said(street, tmp_path, monkeypatch):
@@ -543,6 +574,19 @@ def test_gaps_in_the_times_of_an_mp4_are_said(street, tmp_path, monkeypatch):
     monkeypatch.setattr(video.cv2, "VideoCapture", Jumps)
     with pytest.raises(MarsError, match="damaged, behind picture 8 pictures are lost: cut it"):
         one(street, write(tmp_path, lines(frames=range(1, 15))), tmp_path / "out")
+
+
+def test_a_video_of_one_picture(street, tmp_path, capsys):
+    size = (WIDTH, HEIGHT)
+    writer = cv2.VideoWriter(str(tmp_path / "one.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, size)
+    writer.write(next(pictures()))
+    writer.release()
+    made = one(tmp_path / "one.avi", write(tmp_path, lines(frames=(1,))), tmp_path / "out")
+    assert (
+        made.startswith("3 tracks of 3 boxes") and table(tmp_path / "out")[0]["second"] == "0.000"
+    )
+    error = refused(tmp_path / "one.avi", write(tmp_path, lines()), tmp_path / "no", capsys)
+    assert "boxes for frame 20, but" in error and "has 1 frames" in error
 
 
 def test_a_video_that_is_cut_off(street, tmp_path, capsys):
@@ -607,6 +651,13 @@ def test_boxes_that_cannot_be_used(street, tmp_path, capsys):
     assert "no text of boxes" in refused(street, tmp_path / "none.txt", out, capsys)
     assert "holds no boxes" in refused(street, write(tmp_path, [""]), out, capsys)
     assert "line 1 is 'x'" in refused(street, write(tmp_path, ["x"]), out, capsys)
+    words = write(tmp_path, ["1,person_1,5,5,20,40"])
+    assert "line 1 is '1,person_1" in refused(street, words, out, capsys)
+    words.write_bytes("größe\n1,1,5,5,20,40".encode("latin-1"))
+    assert "no text in UTF-8 (byte 2 is none): save it as" in refused(street, words, out, capsys)
+    words.write_bytes("\n".join(lines()).encode("utf-16-le"))  # without its mark
+    assert "line 1 is '1" in refused(street, words, out, capsys)
+    assert "no text of boxes" in refused(street, tmp_path, out, capsys)
     late = write(tmp_path, [*lines(), "21,1,5,5,20,40"])
     error = refused(street, late, out, capsys)
     assert "boxes for frame 21, but" in error and "has 20 frames" in error
@@ -693,6 +744,20 @@ def test_a_video_without_boxes(street, tmp_path, monkeypatch, capsys):
     assert len(read_boxes(tmp_path / "out" / "boxes_camera1.txt").frames) == 40
     assert main(["from-video", str(street), "--least", "0.7", "--out", str(tmp_path / "few")]) == 0
     assert len(read_mars(tmp_path / "few").test) == 1
+
+
+def test_the_detector_computes_where_the_course_does(street, tmp_path, monkeypatch):
+    monkeypatch.setattr(detect.devices, "device", lambda: torch.device("meta"))
+    seen = []
+
+    class Looks(torch.nn.Module):
+        def forward(self, pictures):
+            seen.append(pictures[0].device.type)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        detect.detect(Video(street), tmp_path / "boxes.txt", 0.5, Looks())
+    assert seen == ["meta"]
 
 
 def test_detection_goes_on_where_it_stopped(street, tmp_path, monkeypatch):

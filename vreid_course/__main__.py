@@ -4,15 +4,17 @@ import argparse
 import hashlib
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import torch
+from torch import nn
 
 from vreid_course import answers, classroom, devices, lessons, study
-from vreid_course.command import Parser, at_least, path
+from vreid_course.command import Parser, at_least, finite, path
 from vreid_course.data.known import same_set
 from vreid_course.data.mars import NO_QUERIES, MarsError, read_mars
 from vreid_course.files import cache_path, one_line, writable
@@ -89,6 +91,8 @@ def _lesson_commands(commands: argparse._SubParsersAction) -> None:
         if name in ("train", "evaluate"):
             command.add_argument("--seed", type=at_least(0), default=0)
             command.add_argument("--folder", type=path, help="of the checkpoint (default: runs/)")
+            text = "replace frames that cannot be read by the one before, and count them"
+            command.add_argument("--skip-bad", action="store_true", help=text)
         if name == "study":
             text = "rows at a time (default: 2, GPU: 1)"
             command.add_argument("--jobs", type=at_least(1), help=text)
@@ -96,9 +100,7 @@ def _lesson_commands(commands: argparse._SubParsersAction) -> None:
             command.add_argument("--steps", type=at_least(1), help="default: those of the recipe")
             text = "processes that load data"
             command.add_argument("--workers", type=at_least(0), default=0, help=text)
-            text = "replace frames that cannot be read by the one before, and count them"
-            command.add_argument("--skip-bad", action="store_true", help=text)
-            command.add_argument("--minutes", type=float, default=5, help="between checkpoints")
+            command.add_argument("--minutes", type=finite(0), default=5, help="between checkpoints")
 
 
 def _search_command(commands: argparse._SubParsersAction) -> None:
@@ -184,19 +186,27 @@ def _train(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     at, lesson = scale(), _lesson(options.lesson)
     mars, file = course_data(at), _run_folder(options) / "last.pt"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: nothing trained yet: run `train {options.lesson}` first")
     if not len(mars.query):
         raise MarsError(f"{mars.root / 'info' / 'query_IDX.mat'}: {NO_QUERIES}")
     same_set(file.parent, mars, write=False)
-    state = load_checkpoint(file)["model"]
-    model = study.new_model(lesson, mars.train, at, options.seed)
+    new = study.new_model(lesson, mars.train, at, options.seed)
+    model, recipe = _trained(options.lesson, file, lambda _: new), lesson.recipe(at)
+    more = lesson.embed, recipe, mars.test, at, options.skip_bad
+    print(study.search(study.extract_features(model, *more), mars))
+
+
+def _trained(name: str, file: Path, build: Callable[[dict], nn.Module]) -> nn.Module:
+    """The network that build(weights) makes, with the weights of a checkpoint of lesson `name`."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: nothing trained yet: run `train {name}` first")
+    state = load_checkpoint(file)
     try:
-        model.load_state_dict(state)
-    except RuntimeError:
-        raise ValueError(f"{file}: of other data or another scale: train again") from None
-    recipe = lesson.recipe(at)
-    print(study.search(study.extract_features(model, lesson.embed, recipe, mars.test, at), mars))
+        model = build(state["model"])
+        model.load_state_dict(state["model"])
+    except (KeyError, TypeError, AttributeError, RuntimeError):
+        fault = f"of another lesson than {name}, other data or another scale"
+        raise ValueError(f"{file}: {fault}: train again, or name another folder") from None
+    return model
 
 
 def _study(options: argparse.Namespace) -> None:
@@ -235,13 +245,17 @@ def _search(options: argparse.Namespace) -> None:
         raise ValueError(f"{out}: is there already: name a new folder with --out")
     if bool(options.lesson) != bool(options.folder):
         raise ValueError("--lesson and --folder: name both, or none")
+    answers.askers(mars, options.camera)  # before the features, which can take hours
+    answers.places(mars)
     model, how = resnet(at.backbone, at.weights), ()
     if options.lesson:
-        lesson, file = _lesson(options.lesson), options.folder / "last.pt"
-        state = load_checkpoint(file)["model"]
-        people = len(next(x for name, x in state.items() if name.endswith("classifier.weight")))
-        model = lesson.build(people, model)
-        model.load_state_dict(state)
+        lesson, trunk = _lesson(options.lesson), model
+
+        def build(state: dict) -> nn.Module:
+            sizes = {len(x) for name, x in state.items() if name.endswith("classifier.weight")}
+            return lesson.build(max(sizes, default=1), trunk)
+
+        model = _trained(options.lesson, options.folder / "last.pt", build)
         recipe = lesson.recipe(at)
         how = lesson.embed, recipe.test_sampler, recipe.transform
     features = answers.features_of(model, mars.test, at, *how)

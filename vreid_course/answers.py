@@ -17,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from vreid_course import show
-from vreid_course.data.mars import Mars, MarsError, Split, read_text
+from vreid_course.data.mars import Mars, MarsError, Split, read_frames
 from vreid_course.loader import FrameStore, augment
 from vreid_course.metrics import average_precision, distances
 from vreid_course.nets import frame_features
@@ -38,14 +38,9 @@ def mean_feature(trunk: nn.Module, frames: torch.Tensor) -> torch.Tensor:
 
 
 def features_of(
-    model: nn.Module,
-    split: Split,
-    at: Scale,
-    embed: Callable = mean_feature,
-    sampler: Callable = whole,
-    transform: Callable = augment,
-    root: Path | None = None,
-) -> np.ndarray:
+    model: nn.Module, split: Split, at: Scale, embed: Callable = mean_feature,
+    sampler: Callable = whole, transform: Callable = augment, root: Path | None = None,
+) -> np.ndarray:  # fmt: skip
     """The feature of each tracklet of a split, float32 (N, D), computed once and kept in pieces.
 
     embed(model, frames (T, 3, H, W)) -> (D,); sampler, transform: see `training.extract`.
@@ -103,16 +98,14 @@ def search(features: np.ndarray, mars: Mars, camera: int | None = None) -> Answe
     """Look for every test tracklet (of one camera, if it is named) in all the other cameras.
 
     features (N, D), one row a tracklet of mars.test. Junk (pid -1) neither asks nor answers.
-    MarsError if there is no other camera, or nothing in the one that is named.
+    MarsError if there is no other camera, or nothing in the one that is named; ValueError for
+    features that are no numbers.
     """
-    split = mars.test
-    cameras, good = np.unique(split.camids), split.pids != -1
-    asks = good & ((split.camids == camera) if camera else True)
-    if len(cameras) < 2 or not asks.any():
-        fault = f"{split.folder}: has the cameras {cameras.tolist()}"
-        cure = "name one of these" if len(cameras) > 1 else "a search needs two: add one"
-        raise MarsError(f"{fault}: {cure}")
-    queries, found, far = np.flatnonzero(asks), [], []
+    split, queries, found, far = mars.test, askers(mars, camera), [], []
+    good = split.pids != -1
+    if not np.isfinite(features).all():
+        bad = split.key(int(np.argmin(np.isfinite(features).all(1))))
+        raise ValueError(f"the feature of {bad} is not finite: train again, or look at its frames")
     for q in queries:
         rows = np.flatnonzero((split.camids != split.camids[q]) & good)
         row = distances(features[q : q + 1], features[rows])[0]
@@ -124,17 +117,31 @@ def search(features: np.ndarray, mars: Mars, camera: int | None = None) -> Answe
     return Answers(mars, queries, found, far, known, places(mars))
 
 
+def askers(mars: Mars, camera: int | None = None) -> np.ndarray:
+    """The rows of mars.test that ask, (Q,) int64: those of a camera, or all; none is junk.
+
+    MarsError if there is no other camera, or nothing in the one that is named.
+    """
+    split = mars.test
+    cameras, asks = np.unique(split.camids), split.pids != -1
+    if camera:
+        asks &= split.camids == camera
+    if len(cameras) < 2 or not asks.any():
+        fault = f"{split.folder}: has the cameras {cameras.tolist()}"
+        cure = "name one of these" if len(cameras) > 1 else "a search needs two: add one"
+        raise MarsError(f"{fault}: {cure}")
+    return np.flatnonzero(asks)
+
+
 def places(mars: Mars) -> list[dict[str, str]]:
     """Of each test tracklet camera, video, track, seconds (from, to), and a box in its middle.
 
-    Without frames.csv, as in MARS itself, only the camera is known.
+    Without frames.csv, as in MARS itself, only the camera is known. MarsError if it is not whole,
+    or tells of other pictures.
     """
-    path, split = mars.root / "frames.csv", mars.test
-    if not path.is_file():
+    split = mars.test
+    if not (rows := read_frames(mars)):
         return [{"camera": str(camid)} for camid in split.camids]
-    rows = list(csv.DictReader(read_text(path).splitlines()))
-    if [row["picture"] for row in rows] != split.names.tolist():
-        raise MarsError(f"{path}: not the pictures of info/test_name.txt: cut the videos again")
     ends = zip(split.first.tolist(), split.last.tolist(), strict=True)
     return [
         rows[(a + b) // 2] | {"from": rows[a]["second"], "to": rows[b - 1]["second"]}

@@ -1,6 +1,7 @@
 """What the command lines share: mistakes are one line, numbers have a lower end, ~ is a home."""
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,18 @@ def at_least(low: int) -> Callable[[str], int]:
         if not text.strip().isdecimal() or int(text) < low:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} on")
         return int(text)
+
+    return number
+
+
+def finite(low: float = -math.inf) -> Callable[[str], float]:
+    """The type of an argument that is a number, neither nan nor infinite, of at least `low`."""
+
+    def number(text: str) -> float:
+        if not math.isfinite(value := float(text)) or value < low:
+            more = f" from {low:g} on" if low > -math.inf else ""
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number{more}")
+        return value
 
     return number
 

@@ -71,17 +71,10 @@ class Recipe:
 
 
 def fit(
-    model: nn.Module,
-    loss: Callable,
-    recipe: Recipe,
-    split: Split | FrameStore,
-    at: Scale,
-    seed: int,
-    folder: Path | None = None,
-    workers: int = 0,
-    save_seconds: float = 300,
+    model: nn.Module, loss: Callable, recipe: Recipe, split: Split | FrameStore, at: Scale,
+    seed: int, folder: Path | None = None, workers: int = 0, save_seconds: float = 300,
     skip_bad: bool = False,
-) -> list[dict[str, float]]:
+) -> list[dict[str, float]]:  # fmt: skip
     """Train a model on a split, or its frames, by its recipe; returns the history of `train`.
 
     skip_bad: see `FrameStore`; how many frames it replaced is printed. ValueError, before a frame
@@ -99,9 +92,13 @@ def fit(
     history = train(
         model, loss, optimiser, batches, recipe.steps, schedule, seed, folder, save_seconds
     )
+    _say_skipped(store)
+    return history
+
+
+def _say_skipped(store: FrameStore) -> None:
     if store.skipped:
         print(f"replaced a frame that cannot be read {store.skipped} times")
-    return history
 
 
 def new_model(lesson: ModuleType, split: Split, at: Scale, seed: int) -> nn.Module:
@@ -112,9 +109,14 @@ def new_model(lesson: ModuleType, split: Split, at: Scale, seed: int) -> nn.Modu
     return lesson.build(len(np.unique(split.pids)), resnet(at.backbone, at.weights))
 
 
-def extract_features(model: nn.Module, embed: Callable, recipe: Recipe, split: Split, at: Scale):
-    """Return the feature of every tracklet of a split, float32 (N, D)."""
-    return extract(model, embed, FrameStore(split, at.size), recipe.test_sampler, recipe.transform)
+def extract_features(
+    model: nn.Module, embed: Callable, recipe: Recipe, split: Split, at: Scale, skip_bad=False
+) -> np.ndarray:
+    """Return the feature of every tracklet of a split, float32 (N, D); skip_bad: see `fit`."""
+    store = FrameStore(split, at.size, skip_bad=skip_bad)
+    features = extract(model, embed, store, recipe.test_sampler, recipe.transform)
+    _say_skipped(store)
+    return features
 
 
 def search(features: np.ndarray, mars: Mars, merge_queries: bool = True) -> Result:

@@ -31,7 +31,6 @@ from tqdm.auto import tqdm
 
 from vreid_course import devices
 from vreid_course.data.mars import MarsError
-from vreid_course.devices import in_bfloat16 as in_bfloat16  # where lessons 08 and 09 look for it
 from vreid_course.files import CourseError, cache_folder, cache_path, one_line, write_whole
 from vreid_course.loader import FrameStore, augment, normalise
 from vreid_course.nets import Trunk, frame_features
@@ -63,16 +62,11 @@ class _Objective(nn.Module):
 
 
 def train(
-    model: nn.Module,
-    loss: Loss,
-    optimiser: torch.optim.Optimizer,
-    batches: Callable[[int, int, tuple[int, int]], Iterator[Batch]],
-    steps: int,
-    schedule: Callable[[int], float] = lambda step: 1.0,
-    seed: int = 0,
-    folder: Path | None = None,
-    save_seconds: float = 300,
-) -> list[dict[str, float]]:
+    model: nn.Module, loss: Loss, optimiser: torch.optim.Optimizer,
+    batches: Callable[[int, int, tuple[int, int]], Iterator[Batch]], steps: int,
+    schedule: Callable[[int], float] = lambda step: 1.0, seed: int = 0,
+    folder: Path | None = None, save_seconds: float = 300,
+) -> list[dict[str, float]]:  # fmt: skip
     """Train `model` in place, on an accelerator if there is one; returns a row for each step.
 
     A row: step, lr (of the optimiser's last group), loss and its parts.

@@ -3,19 +3,23 @@
 import argparse
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from vreid_course.command import Parser, at_least, path
-from vreid_course.drawing.mini_mars import MiniMars, draw
+from vreid_course.command import Parser, at_least, finite, path
+from vreid_course.drawing.mini_mars import STREET, MiniMars, draw
 from vreid_course.drawing.tracklets import DIALS
+from vreid_course.files import cache_path
 
 from . import tools
 from .convert import convert
 from .mars import MarsError
 
+WORLDS = {"mini": MiniMars(), "street": STREET}
 EXAMPLES = """examples:
   python -m vreid_course.data draw --out data/thousand --train-ids 1000 --seed 1
   python -m vreid_course.data draw --out data/in_the_open --dial occlusion=0 --dial crowd=0
+  python -m vreid_course.data draw --world street
   python -m vreid_course.data check /data/MARS --frames
   python -m vreid_course.data subset /data/MARS /data/MARS_50 --ids 50
   python -m vreid_course.data convert /data/i-LIDS-VID /data/ilids_as_mars
@@ -103,7 +107,7 @@ def _video_arguments(video: argparse.ArgumentParser) -> None:
         "--shortest", type=at_least(1), default=1, help="fewest boxes of a track (1)"
     )
     text = "leave out boxes of a smaller confidence (detector: 0.5)"
-    video.add_argument("--least", type=float, help=text)
+    video.add_argument("--least", type=finite(), help=text)
     text = "a table camera,track,person: who is who, so that a search can be scored"
     video.add_argument("--identities", type=path, metavar="FILE", help=text)
 
@@ -132,25 +136,32 @@ def _shots(video: Path | None, boxes: Path | None, camera: list | None, boxes_si
 
 
 def _draw_arguments(new: argparse.ArgumentParser) -> None:
-    new.add_argument("--out", type=path, required=True, help="new folder for the set")
-    new.add_argument(
-        "--train-ids", "--ids", type=at_least(0), default=60, help="people to train on (60)"
-    )
-    new.add_argument(
-        "--test-ids", type=at_least(1), default=40, help="other people to test on (40)"
-    )
-    new.add_argument("--seed", type=at_least(0), default=0, help="same seed, same set (0)")
-    new.add_argument(
-        "--height", type=at_least(1), default=128, help="rows of a frame, 128 or 256 (128)"
-    )
-    new.add_argument(
-        "--long", type=at_least(0), default=0, help="test people with 200-900 frames (0)"
-    )
+    text = "mini: as in the lessons; street: the proving ground, on which much goes wrong (mini)"
+    new.add_argument("--world", choices=WORLDS, default="mini", help=text)
+    text = "new folder for the set (default: where the lessons look for it)"
+    new.add_argument("--out", type=path, help=text)
+    for name, low, text in (
+        ("train-ids", 0, "people to train on (60; street: 300, and 50 to choose by)"),
+        ("test-ids", 1, "other people to test on (40; street: 150)"),
+        ("seed", 0, "same seed, same set (0)"),
+        ("height", 1, "rows of a frame, 128 or 256 (128)"),
+        ("long", 0, "test people with 200-900 frames (0)"),
+    ):
+        names = [f"--{name}", *(["--ids"] if name == "train-ids" else [])]
+        new.add_argument(*names, type=at_least(low), help=text)
     new.add_argument(
         "--workers", type=at_least(1), help="processes that draw (one per core, at most 8)"
     )
     text = f"difficulty from 0 (off) to 1; may be repeated; one of {', '.join(DIALS)}"
     new.add_argument("--dial", type=dial, action="append", metavar="NAME=VALUE", help=text)
+
+
+def _draw(world: str, out: Path | None, workers: int | None, dial: list | None, **given) -> Path:
+    """Draw a world, changed by what is given; returns its folder."""
+    start = WORLDS[world]
+    given = {name: value for name, value in given.items() if value is not None}
+    config = replace(start, dials=start.dials | dict(dial or ()), **given)
+    return draw(config, out or cache_path() / config.name, workers)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -161,8 +172,7 @@ def main(argv: list[str] | None = None) -> int:
         if command == "check":
             return int(bool(tools.check(options["dir"], options["frames"])))
         if command == "draw":
-            out, workers = options.pop("out"), options.pop("workers")
-            draw(MiniMars(dials=dict(options.pop("dial") or ()), **options), out, workers)
+            out = _draw(**options)
         elif command == "from-video":
             from .video import from_video  # OpenCV: no other command needs it
 

@@ -43,7 +43,7 @@ def read_boxes(path: str | Path, least: float | None = None) -> Boxes:
     """
     try:
         lines = read_text(path).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise MarsError(f"{path}: no text of boxes ({error}): name a MOTChallenge file") from None
     rows, seen, left_out = [], {}, {}
     parsed = [(n, line, *_row(line, least)) for n, line in enumerate(lines, 1) if line.strip()]

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vreid_course.files import one_line
+
 from . import mars as layout
 from .mars import PARTS, MarsError, read_text
 from .tools import link_or_copy, pictures_in, write_set
@@ -130,7 +132,7 @@ def _lines(path: Path) -> list[tuple[str, int]]:
     """Prefix of the frames and label of the person, of each line of a list of LS-VID."""
     try:
         lines = [line.rsplit(maxsplit=1) for line in read_text(path).splitlines() if line.strip()]
-        return [(prefix, int(label)) for prefix, label in lines]
+        return [(prefix.replace("\\", "/"), int(label)) for prefix, label in lines]
     except (OSError, ValueError) as error:
         raise MarsError(f"{path}: no list of tracklets ({error}): unpack LS-VID again") from None
 
@@ -156,14 +158,20 @@ def _ls_queries(root: Path, test: list[Tracklet]) -> list[int]:
     """The rows of the test part that are queries, by test/data/info_test.mat or test/query.npy."""
     files = ("test/data/info_test.mat", "info/data/info_test.mat", "test/query.npy")
     path = next((root / f for f in files if (root / f).is_file()), root / files[0])
-    if path.suffix == ".npy":
-        rows = np.load(path).ravel().astype(np.int64) - 1
-    else:
-        rows = layout.read_mat(path, "query").ravel() - 1
+    rows = _npy(path) if path.suffix == ".npy" else layout.read_mat(path, "query")
+    rows = rows.ravel() - 1
     bad = (rows < 0) | (rows >= len(test))
     if bad.any() or not len(rows):
         raise MarsError(f"{path}: no numbers of queries in 1..{len(test)}: unpack LS-VID again")
     return [int(row) for row in rows if test[row][0] > 0]
+
+
+def _npy(path: Path) -> np.ndarray:
+    """The numbers of a file of NumPy, as int64."""
+    try:
+        return np.load(path).astype(np.int64)
+    except (ValueError, EOFError) as error:
+        raise MarsError(f"{path}: no numbers ({one_line(error)}): unpack LS-VID again") from None
 
 
 def _to_jpeg(source: Path, target: Path) -> None:

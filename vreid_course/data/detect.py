@@ -11,7 +11,8 @@ from torch import nn
 from torchvision.models import detection
 from tqdm import tqdm
 
-from vreid_course.nets import one_line
+from vreid_course import devices
+from vreid_course.files import one_line
 
 from .mars import MarsError
 
@@ -51,7 +52,7 @@ def detect(video, path: Path, least: float, model: nn.Module | None = None) -> P
     nobody is found.
     """
     done = _done(path)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = devices.device()
     model = (model or detector()).eval().to(device)
     bar = tqdm(video, f"detecting, {video.path.name}", video.told or None, unit="frame")
     with path.open("a", encoding="utf-8") as stream, torch.inference_mode():

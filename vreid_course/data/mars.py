@@ -6,6 +6,7 @@ info/train_name.txt  test_name.txt    one frame name per line
 info/tracks_train_info.mat  tracks_test_info.mat  query_IDX.mat
 """
 
+import csv
 import hashlib
 import os
 import re
@@ -18,14 +19,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from scipy.io import loadmat, savemat
+from scipy.sparse import issparse
 
 from vreid_course.files import CourseError
-from vreid_course.files import writable as writable  # where data/ and others look for it
 
 PARTS = ("train", "test")
 COPY = "copy info/ again, all of it from one source"
 NO_QUERIES = "holds no queries: copy it again, or write the numbers of the tracklets to be searched"
 KEY = re.compile(r"(00-1|[0-9]{4})C([0-9]+)T[0-9]+(?=F)")  # identity, camera and tracklet of a name
+FRAMES = "picture camera video track frame second left top width height".split()  # frames.csv
 HDF5 = b"\x89HDF\r\n\x1a\n"  # what MATLAB's v7.3 files are; behind a header of 512 bytes
 
 
@@ -46,12 +48,13 @@ def frame_fault(path: Path, error: Exception | None = None) -> str:
 
     error: what reading it raised, None if nobody tried.
     """
-    cure = "copy it again, or skip it (`train --skip-bad`, in code skip_bad=True)"
+    cure = "copy it again, or skip it (--skip-bad of train and evaluate, in code skip_bad=True)"
     if any((folder / "settings.json").is_file() for folder in path.parents[2:3]):
         cure = f"delete {path.parents[2]}, it is drawn again"
     if not path.is_file():
         same = path.stem.lower()
-        near = sorted(p.name for p in path.parent.glob("*") if p.stem.lower() == same)
+        others = (p for p in path.parent.glob("*") if p != path)
+        near = sorted(p.name for p in others if p.stem.lower() == same)
         other = f", but {near[0]} is there: give it the name that info/ has" if near else ""
         return "no such frame" + (other or f": {cure}")
     if path.stat().st_size == 0:
@@ -69,9 +72,16 @@ def frame_fault(path: Path, error: Exception | None = None) -> str:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, or of a UTF-16 one with its byte order mark, as Windows writes."""
+    """The text of a UTF-8 file, or of a UTF-16 one with its byte order mark, as Windows writes.
+
+    MarsError for other bytes, OSError for a file that cannot be opened.
+    """
     data = Path(path).expanduser().read_bytes()
-    return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    try:
+        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        fault = f"no text in UTF-8 (byte {error.start} is none)"
+        raise MarsError(f"{path}: {fault}: save it as UTF-8, or copy it again") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,10 +196,11 @@ def read_split(root: Path, part: str) -> Split:
     tracks_path, names_path = info / f"tracks_{part}_info.mat", info / f"{part}_name.txt"
     rows = read_mat(tracks_path, f"track_{part}_info", columns=4)
     try:
-        names = np.array(read_text(names_path).split(), dtype=str)
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(names_path).split()
+    except OSError as error:
         fault = "no such file" if isinstance(error, FileNotFoundError) else f"no text ({error})"
         raise MarsError(f"{names_path}: {fault}: {COPY}") from error
+    names = np.array([re.split(r"[/\\]", line)[-1] for line in lines], dtype=str)  # no folders
     if len(rows):
         _check_rows(tracks_path, rows, lowest_pid=1 if part == "train" else -1)
         _check_names(names_path, names, rows)
@@ -206,6 +217,8 @@ def read_query(root: Path, test: Split) -> np.ndarray:
     rows = read_mat(path, "query_IDX").ravel() - 1
     bad = (rows < 0) | (rows >= len(test))
     bad |= test.pids[np.where(bad, 0, rows)] < 1
+    if len(np.unique(rows)) < len(rows):
+        raise MarsError(f"{path}: a query stands there twice: {COPY}")
     if bad.any():
         fault = f"query index {rows[bad][0] + 1} is no tracklet of a person in 1..{len(test)}"
         raise MarsError(f"{path}: {fault}: {COPY}")
@@ -224,13 +237,15 @@ def read_mat(path: Path, key: str, columns: int | None = None) -> np.ndarray:
         found = ", ".join(name for name in content if not name.startswith("__"))
         raise MarsError(f"{path}: holds {found or 'nothing'}, not {key}: {COPY}")
     array = content[key]
+    array = array.toarray() if issparse(array) else array
     if array.dtype.kind in "OUS":
         fault = f"{key} holds text or cells, not numbers"
         raise MarsError(f"{path}: {fault}: save it as one matrix of numbers (str2double)")
     if array.size == 0:
         return np.zeros((0, columns or 0), np.int64)
     right = array.shape[1:] == (columns,) if columns else 1 in array.shape
-    if array.dtype.kind not in "iuf" or not right or (array != np.round(array)).any():
+    plain = array.dtype.kind in "iuf" and right and (abs(array) < 2.0**53).all()
+    if not plain or (array != np.round(array)).any():
         wanted = f"whole numbers (N, {columns})" if columns else "whole numbers (1, N)"
         raise MarsError(f"{path}: {key} is {array.dtype} {array.shape}, not {wanted}: {COPY}")
     return array.astype(np.int64)
@@ -297,6 +312,25 @@ def frame_names(pid: int, camid: int, tracklet: int, count: int) -> list[str]:
         raise MarsError(f"no MARS name for {pid=} {camid=} {tracklet=} {count=}: renumber them")
     key = f"{folder_name(pid)}C{camid}T{tracklet:04d}"
     return [f"{key}F{frame:03d}.jpg" for frame in range(1, count + 1)]
+
+
+def read_frames(mars: Mars) -> list[dict[str, str]]:
+    """The lines of frames.csv, a picture of the test part each; none without that file.
+
+    MarsError if it is not whole, or tells of other pictures.
+    """
+    path = mars.root / "frames.csv"
+    if not path.is_file():
+        return []
+    table = csv.DictReader(read_text(path).splitlines())
+    rows = list(table)
+    whole = set(FRAMES) <= set(table.fieldnames or ())
+    if not whole or any(None in (*row, *row.values()) for row in rows):
+        fault = f"not the table {','.join(FRAMES)}, or a line is cut off"
+        raise MarsError(f"{path}: {fault}: cut the videos again, or save it with commas")
+    if [row["picture"] for row in rows] != mars.test.names.tolist():
+        raise MarsError(f"{path}: not the pictures of info/test_name.txt: cut the videos again")
+    return rows
 
 
 def query_rows(pids: np.ndarray, camids: np.ndarray, cameras: int = 2) -> np.ndarray:

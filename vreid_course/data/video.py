@@ -25,7 +25,6 @@ from .tools import building, pictures_in
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # our errors say it all, in one line
 SIZE = (256, 128)  # rows and columns of a frame of MARS
 MOST = 9999  # the largest identity that a name in MARS layout can hold
-COLUMNS = "picture camera video track frame second left top width height".split()
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,9 @@ def from_video(
     """
     shots = [replace(s, video=Path(s.video).expanduser()) for s in shots]
     numbers = [shot.camera for shot in shots]
-    if len(set(numbers)) < len(numbers) or min(numbers, default=0) < 1:
-        raise MarsError(f"cameras {numbers}: give each video a camera number of its own, from 1 on")
+    if len(set(numbers)) < len(numbers) or not all(1 <= n <= MOST for n in numbers):
+        fault = f"give each video a camera number of its own, in 1..{MOST}"
+        raise MarsError(f"cameras {numbers}: {fault}")
     people = read_identities(identities) if identities else {}
     inputs = [p for s in shots for p in (s.video, s.boxes) if p] + [identities] * bool(identities)
     key = repr((shots, shortest, least, [_version(path) for path in inputs]))
@@ -143,10 +143,11 @@ def read_identities(path: str | Path) -> dict[tuple[int, int], int]:
     before. MarsError names the line that is wrong.
     """
     try:
-        lines = [line for line in read_text(path).splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).splitlines()
+    except OSError as error:
         raise MarsError(f"{path}: no table of identities ({error}): name a CSV file") from None
-    table, found = csv.DictReader(lines, skipinitialspace=True), {}
+    blank = next((n for n, line in enumerate(lines) if line.strip()), 0)  # lines before the header
+    table, found = csv.DictReader(lines[blank:], skipinitialspace=True), {}
     if missing := [c for c in ("camera", "track", "person") if c not in (table.fieldnames or ())]:
         fault = f"has no column {missing[0]!r}: begin it with the line camera,track,person"
         raise MarsError(f"{path}: {fault}")
@@ -155,7 +156,7 @@ def read_identities(path: str | Path) -> dict[tuple[int, int], int]:
         numbers = [int(w) if w.isdecimal() else -1 for w in words]
         if min(numbers) < 0 or not 1 <= numbers[2] <= MOST:
             fault = f"is {','.join(words)!r}: give camera, track and person in 1..{MOST}"
-            raise MarsError(f"{path}: line {table.line_num} {fault}")
+            raise MarsError(f"{path}: line {blank + table.line_num} {fault}")
         camera, track, person = numbers
         if found.setdefault((camera, track), person) != person:
             raise MarsError(f"{path}: track {track} of camera {camera} has two persons: correct it")
@@ -303,13 +304,30 @@ def _cut(one: Tracks, names: dict, new: Path) -> Iterator[tuple]:
             yield name, shot.camera, shot.video.name, int(one.tracks[row]), number, when, *place
     one.fate |= {"on damaged pictures skipped": int(lost)} if lost else {}
     if reader.exact and reader.count < reader.told:
-        missing = f"of {reader.told} pictures lost: if not at the end, later boxes are cut wrongly"
-        one.fate[missing] = reader.told - reader.count
+        one.fate[_lost(reader, shot.boxes)] = reader.told - reader.count
     if one.frames[-1] > reader.count:
         fault = f"has boxes for frame {one.frames[-1]}, but {shot.video} has {reader.count} frames"
         if one.frames[-1] <= reader.told:
             fault += f" that can be read of {reader.told}: convert it again, or name another video"
         raise MarsError(f"{shot.boxes}: {fault}: name the boxes of this video")
+
+
+def _lost(reader: Video, boxes: Path | None) -> str:
+    """What follows from pictures that the file counts and nobody can read.
+
+    The times of an AVI are counted anew, so they do not tell which: only a file that is shorter
+    than it says has lost its end.
+    """
+    with reader.path.open("rb") as file:
+        head = file.read(8)
+    cut_off = head[:4] == b"RIFF" and 8 + int.from_bytes(head[4:], "little")
+    if cut_off > reader.path.stat().st_size:
+        why = "the file is cut off at its end"
+    elif boxes is None:
+        why = "nobody can tell which, and seconds behind them are too early"
+    else:
+        why = "nobody can tell which: boxes that count them are cut out of later pictures"
+    return f"of {reader.told} pictures lost, {why}"
 
 
 def _write_crop(crop: np.ndarray, path: Path) -> None:
@@ -334,7 +352,7 @@ def _write_set(new: Path, rows: list[tuple]) -> None:
     (new / "bbox_train").mkdir(exist_ok=True)
     mars.write_info(new, [], list(tracklets.values()), query=np.arange(len(tracklets)))
     with (new / "frames.csv").open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream, lineterminator="\n").writerows([COLUMNS, *rows])
+        csv.writer(stream, lineterminator="\n").writerows([mars.FRAMES, *rows])
 
 
 def _summary(found: Sequence[Tracks]) -> str:

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from vreid_course.data.attributes import ATTRIBUTES, Attributes, write_attributes
 from vreid_course.data.mars import (
+    KEY,
     Mars,
     MarsError,
     folder_name,
@@ -180,8 +181,12 @@ def redraw(config: MiniMars, key: str, change: Change) -> tuple[np.ndarray, Draw
     return np.stack([np.asarray(Image.open(BytesIO(jpeg))) for jpeg in drawn.jpegs]), drawn
 
 
+def _names(track: Track) -> list[str]:
+    return frame_names(track.pid, track.camid, track.number, track.length)
+
+
 def _key(track: Track) -> str:
-    return frame_names(track.pid, track.camid, track.number, 1)[0][:11]
+    return KEY.match(_names(track)[0])[0]
 
 
 def draw(config: MiniMars, out: Path, workers: int | None = None) -> Path:
@@ -273,12 +278,12 @@ def _draw_person(root: Path, part: Path, tracks: list[Track]) -> None:
     arrays = {}
     for track in tracks:
         drawn = _drawer.draw(track)
-        names = frame_names(track.pid, track.camid, track.number, track.length)
+        names = _names(track)
         folder = root / track.folder / names[0][:4]
         folder.mkdir(parents=True, exist_ok=True)
         for name, jpeg in zip(names, drawn.jpegs, strict=True):
             (folder / name).write_bytes(jpeg)
-        arrays |= pack(names[0][:11], drawn)
+        arrays |= pack(_key(track), drawn)
     write_archive(part.with_suffix(".tmp"), arrays)
     part.with_suffix(".tmp").replace(part)
 
@@ -286,14 +291,12 @@ def _draw_person(root: Path, part: Path, tracks: list[Track]) -> None:
 def _finish(config: MiniMars, partial: Path) -> None:
     """Write index, attributes and truth, and drop the part files."""
     tracks = {f: [t for t in plan(config) if t.folder == f] for f in ("bbox_train", "bbox_test")}
-    names = {
-        f: [frame_names(t.pid, t.camid, t.number, t.length) for t in ts] for f, ts in tracks.items()
-    }
+    names = {f: [_names(track) for track in ts] for f, ts in tracks.items()}
     parts = partial / "parts"
     for folder, ts in tracks.items():
         (partial / folder).mkdir(exist_ok=True)
         files = sorted(parts.glob(f"{folder}-*.npz"))
-        keys = np.array([n[0][:11] for n in names[folder]], dtype="U11")
+        keys = np.array([_key(track) for track in ts], dtype="U11")
         rows = {"keys": keys, **_tracklet_columns(ts)}
         write_archive(partial / f"{folder.replace('bbox', 'truth')}.npz", rows, files)
     _write_attributes(partial / ATTRIBUTES_CSV, sum(tracks.values(), []))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vreid_course import lessons, study
 from vreid_course.data.mars import Mars, MarsError, Split
+from vreid_course.devices import in_bfloat16
 from vreid_course.drawing.truth import Truth
 from vreid_course.loader import FrameStore
 from vreid_course.losses import accuracy
@@ -26,7 +27,7 @@ from vreid_course.non_local import clip_maps, non_local_blocks
 from vreid_course.sampling import IdentityBatches, spread
 from vreid_course.scales import Scale, scale
 from vreid_course.studies import ground
-from vreid_course.training import extract, in_bfloat16
+from vreid_course.training import extract
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vreid_course import lessons, study
 from vreid_course.data.mars import Mars
+from vreid_course.devices import in_bfloat16
 from vreid_course.drawing.render import PARTS
 from vreid_course.drawing.truth import Truth
 from vreid_course.loader import FrameStore, augment, normalise
@@ -22,7 +23,6 @@ from vreid_course.nets import Baseline
 from vreid_course.sampling import clips
 from vreid_course.scales import Scale, scale
 from vreid_course.studies import compare, ground
-from vreid_course.training import in_bfloat16
 
 GREY = np.uint8(116)  # about the mean of ImageNet: nothing after normalisation
 SEEDS = (0, 1, 2)

@@ -111,6 +111,7 @@ def test_committed_rows_are_rows_of_the_study_and_ask_the_same_queries():
     rows, keys = committed(), [{k: str(v) for k, v in row.items()} for row in compare.ROWS]
     for row in rows:
         assert sum(key.items() <= row.items() for key in keys) == 1, row
+    assert len(rows) == len(keys)
     scored = study.aps([row for row in rows if row["ap"]])
     assert (np.isnan(scored) == np.isnan(scored[0])).all()
 

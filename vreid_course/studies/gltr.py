@@ -34,7 +34,6 @@ HEADS = {
     "GLTR, shuffled in training": 1e-3,
 }  # fmt: skip
 LONGER = {"mean, 1200 steps": 1e-3, "GLTR, 1200 steps": 1e-3}  # is the curve still?
-HIDING = {f"{name}, blocks hidden": name for name in ("mean", "attention", "GLTR")}
 T, COVERS, ASKED = 16, (0, 2, 4, 6, 8, 10, 12, 14, 16), 60
 
 
@@ -88,32 +87,11 @@ def shuffled(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return clip[rng.permutation(len(clip))]
 
 
-def hides_blocks(seed: int, at: Scale):
-    """A change that replaces 4 to 6 frames in a row of every second clip by hidden frames.
-
-    They are taken from training tracklets of anybody: frames of which 60 % and more are hidden.
-    """
-    truth, frames = Truth(ground.ground(at).train), frames_of("train", seed, at)
-    hidden = np.concatenate([x[truth.frames(i).occluded > 0.6] for i, x in enumerate(frames)])
-
-    def change(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        if rng.random() < 0.5:
-            size = rng.integers(4, 7)
-            start = rng.integers(len(clip) - size + 1)
-            clip = clip.copy()
-            clip[start : start + size] = hidden[rng.integers(len(hidden), size=size)]
-        return clip
-
-    return change
-
-
 def fitted(name: str, seed: int, rate: float, at: Scale) -> nn.Module:
     """A head behind the features of `network`, trained on the people of the proving ground."""
     lesson, frames = lessons.load("03_gltr"), frames_of("train", seed, at)
     pids = ground.ground(at).train.pids
-    change = lesson.as_it_is
-    if name in HIDING or "shuffled" in name:
-        change = hides_blocks(seed, at) if name in HIDING else shuffled
+    change = shuffled if "shuffled" in name else lesson.as_it_is
     batches = lesson.FeatureClips(frames, pids, T=T, seed=seed, change=change)
     temporal, steps = fresh(name, seed, at), 1200 if name in LONGER else STEPS
     folder = ground.runs() / f"head_{name}_{seed}_{steps}_{rate:g}"
@@ -126,7 +104,7 @@ def fresh(name: str, seed: int, at: Scale) -> nn.Module:
     lesson, frames = lessons.load("03_gltr"), frames_of("train", seed, at)
     people = len(np.unique(ground.ground(at).train.pids))
     torch.manual_seed(seed)
-    make = partial(head_of, HIDING.get(name, name))
+    make = partial(head_of, name)
     temporal = lesson.Temporal(people, frames[0].shape[1], REDUCED, make)
     return lesson.start_from_pca(temporal, frames).eval()
 
@@ -249,8 +227,8 @@ def measure_repair(name: str, seed: int, at: Scale) -> dict:
 
 
 def rate_of(name: str) -> float:
-    """The chosen rate of a head; with hidden blocks in training that of the head without."""
-    return (HEADS | LONGER)[HIDING.get(name, name)]
+    """The chosen rate of a head."""
+    return (HEADS | LONGER)[name]
 
 
 def _rows(test: str, seed: int, rates=(None,), names=HEADS) -> list[dict]:
@@ -262,13 +240,13 @@ def _rows(test: str, seed: int, rates=(None,), names=HEADS) -> list[dict]:
 CORE = ("mean", "DTP", "TSA", "GLTR", "GLTR, undilated")  # of the published differences
 CONTROLS = [name for name in HEADS if name not in CORE]
 REPAIRED = ("mean", "attention", "DTP", "TSA", "GLTR")
-REPAIRED += ("oracle", "GLTR, untrained", "attention, untrained", *HIDING)
+REPAIRED += ("oracle", "GLTR, untrained", "attention, untrained")
 ROWS = [{"test": "people", "seed": seed, "head": "no training", "rate": ""} for seed in SEEDS]
 ROWS += _rows("people", 0, RATES)
 ROWS += [row for seed in (1, 2) for row in _rows("people", seed, names=CORE)]
 ROWS += [{"test": "covered", "seed": seed, "head": name} for seed in SEEDS for name in REPAIRED]
 ROWS += [row for seed in (1, 2) for row in _rows("people", seed, names=CONTROLS)]
-ROWS += _rows("people", 0, names=LONGER) + _rows("people", 0, names=HIDING)
+ROWS += _rows("people", 0, names=LONGER)
 ROWS += twins.ROWS
 ROWS = list({tuple(row.items()): row for row in ROWS}.values())
 

@@ -32,7 +32,7 @@ EASY |= {"blur": 0, "switch": 0}
 GRID = (16, 8)  # of the picture, for what the pixels hold
 LAYERS = ("stem", "layer1", "layer2", "layer3", "layer4")
 HEADS, SOME = ("mean", "DTP", "DTP+ReLU", "TSA", "GLTR"), ("mean", "DTP+ReLU", "GLTR")
-INPUTS = ("features", "features and true phase", "true phase")
+INPUTS = ("features", "features and true phase", "true phase", "movement alone")
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Twins:
         x = self.kept[..., self.columns["layer4"]]
         if kind == INPUTS[0]:
             return list(x)
+        if kind == INPUTS[3]:  # what differs from the mean of the tracklet
+            return list(x - x.mean(1, keepdims=True))
         turn = 2 * np.pi * self.kept[..., self.columns["phase"]]
         phase = np.concatenate([f(k * turn) for k in (1, 2) for f in (np.cos, np.sin)], -1)
         if kind == INPUTS[2]:
@@ -204,7 +206,8 @@ ROWS += [_row(taught, given, head, 0) for taught in TAUGHT for given in INPUTS[:
 ROWS += [_row(taught, INPUTS[2], head, 0, QUICK) for taught in TAUGHT[::-1] for head in HEADS]
 ROWS += [_row(taught, given, head, 0, QUICK) for taught in TAUGHT for given in INPUTS[:2]
          for head in ("DTP+ReLU", "GLTR")]  # fmt: skip
-ROWS += [_row("nothing", given, head, 0) for given in INPUTS for head in HEADS]
+ROWS += [_row(taught, INPUTS[3], head, 0, QUICK) for taught in TAUGHT[::-1] for head in SOME[::-1]]
+ROWS += [_row("nothing", given, head, 0) for given in INPUTS for head in SOME]
 ROWS += [_row(taught, given, head, seed, QUICK) for seed in (1, 2)
          for taught, given in (("cadence", INPUTS[2]), ("names", INPUTS[0]), ("cadence", INPUTS[0]))
          for head in SOME]  # fmt: skip

@@ -10,6 +10,7 @@ import torchvision
 from gltr_official import load_official
 
 from vreid_course import lessons
+from vreid_course import study as tables
 from vreid_course.nets import resnet
 from vreid_course.scales import scale
 from vreid_course.studies import gltr as study
@@ -301,3 +302,14 @@ def test_recipe():
         assert len(recipe.train_sampler(40, np.random.default_rng(0))) == T
         assert recipe.test_sampler(920).tolist() == list(range(920))
     assert recipe.schedule(1)(0) == 1 and recipe.schedule(1)(120 * 830) == pytest.approx(0.1)
+
+
+def test_the_committed_study_is_whole_and_its_rates_are_those_of_the_validation_people():
+    rows = tables.read("03_gltr")
+    keys = [{k: str(v) for k, v in row.items()} for row in study.ROWS]
+    assert all(sum(key.items() <= row.items() for row in rows) == 1 for key in keys)
+    assert len(rows) == len(keys)
+    for name, rate in study.HEADS.items():
+        mine = [r for r in rows if (r["test"], r["head"], r["seed"]) == ("people", name, "0")]
+        assert len(mine) == len(study.RATES)
+        assert max(mine, key=lambda r: float(r["validation mAP"]))["rate"] == f"{rate:g}"

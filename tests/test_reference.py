@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gltr_official import load_official
 
 from vreid_course import lessons, losses, metrics
 from vreid_course.non_local import NonLocal
@@ -139,7 +140,7 @@ def compare_gltr(arrays):
     make = partial(lesson.Head, dilations=rates, filters=filters, share=share)
     model = lesson.Temporal(len(weights["classifier.weight"]), 1, d, make).eval()
     weights |= {f"feat.{k}": v for k, v in model.reduce.state_dict().items()}  # not in the file
-    lesson.load_official(model, weights)
+    load_official(model, weights)
     with torch.no_grad():
         dtp = model.head.local(torch.from_numpy(arrays["input"]))
         tsa = model.head.share(dtp)

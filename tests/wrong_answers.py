@@ -451,30 +451,21 @@ WRONG_ANSWERS = {
 
     return k(a, a) + k(b, b) - 2 * k(a, b)""",
     ],
-    ("03_gltr", "offsets"): [
-        # as if without dilation
-        """def offsets(dilations, width=3):
-    half = width // 2 * max(dilations)
-    return list(range(-half, half + 1))""",
-        # width 3 only
-        """def offsets(dilations, width=3):
-    return sorted({k * r for r in dilations for k in (-1, 0, 1)})""",
-        # no centre tap
-        """def offsets(dilations, width=3):
-    half = width // 2
-    return sorted({k * r for r in dilations for k in range(-half, half + 1) if k})""",
-    ],
-    ("03_gltr", "uniform"): [
-        # the residual is forgotten
-        """def uniform(x, value, out):
-    return out @ (value @ x.mean(1))""",
-        # weights 1 in place of 1 / T
-        """def uniform(x, value, out):
-    return x.mean(1) + out @ (value @ x.sum(1))""",
-        # the output map is forgotten, the values are repeated to its size
-        """def uniform(x, value, out):
-    taken = value @ x.mean(1)
-    return x.mean(1) + taken.repeat(2)""",
+    ("03_gltr", "response"): [
+        # taps of the wrong order: -1 looks ahead
+        """def response(weight, r, frames):
+    T = len(frames)
+    padded = F.pad(frames, (0, 0, r, r))
+    return sum(padded[(2 - k) * r : (2 - k) * r + T] @ weight[:, :, k].T for k in range(3))""",
+        # as if r were 1
+        """def response(weight, r, frames):
+    T = len(frames)
+    padded = F.pad(frames, (0, 0, 1, 1))
+    return sum(padded[k : k + T] @ weight[:, :, k].T for k in range(3))""",
+        # the ends wrap round
+        """def response(weight, r, frames):
+    shifted = [frames.roll((1 - k) * r, 0) for k in range(3)]
+    return sum(shifted[k] @ weight[:, :, k].T for k in range(3))""",
     ],
     ("03_gltr", "mean-response"): [
         # the ends do not matter
@@ -491,16 +482,37 @@ WRONG_ANSWERS = {
     y = weight[..., 0] @ (S - frames[-1]) + weight[..., 1] @ S + weight[..., 2] @ (S - frames[0])
     return y / len(frames)""",
     ],
-    ("03_gltr", "ring"): [
-        # zeros beyond the ends
-        """def ring(weight, r, x):
-    return F.conv1d(x, weight, padding=r, dilation=r)""",
-        # one frame of padding, whatever r is
-        """def ring(weight, r, x):
-    return F.conv1d(F.pad(x, (1, 1), mode="circular"), weight, dilation=r)""",
-        # the end repeated
-        """def ring(weight, r, x):
-    return F.conv1d(F.pad(x, (r, r), mode="replicate"), weight, dilation=r)""",
+    ("03_gltr", "shared"): [
+        # every frame gives, not takes, a share of 1
+        """def shared(x, theta, phi, g, out):
+    A = ((theta @ x).T @ (phi @ x)).softmax(dim=0)
+    return x + out @ (g @ x) @ A.T""",
+        # the residual is forgotten
+        """def shared(x, theta, phi, g, out):
+    A = ((theta @ x).T @ (phi @ x)).softmax(dim=1)
+    return out @ (g @ x) @ A.T""",
+        # divided by the root of the size
+        """def shared(x, theta, phi, g, out):
+    A = ((theta @ x).T @ (phi @ x) / len(theta) ** 0.5).softmax(dim=1)
+    return x + out @ (g @ x) @ A.T""",
+        # A is used transposed
+        """def shared(x, theta, phi, g, out):
+    A = ((theta @ x).T @ (phi @ x)).softmax(dim=1)
+    return x + out @ (g @ x) @ A""",
+    ],
+    ("03_gltr", "pooled"): [
+        # the mean is blind
+        """def pooled(y):
+    return y.mean(dim=2)""",
+        # a step that comes too late
+        """def pooled(y):
+    return y.mean(dim=2).relu()""",
+        # moments are not treated alike
+        """def pooled(y):
+    return (y * torch.arange(y.shape[2])).mean(dim=2)""",
+        # one moment
+        """def pooled(y):
+    return y[:, :, y.shape[2] // 2]""",
     ],
     ("07_related", "left-over"): [
         # frame 0 gets the weight of any other

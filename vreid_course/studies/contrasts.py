@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 
 from vreid_course import study
 from vreid_course.metrics import bootstrap
-from vreid_course.studies import compare
+from vreid_course.studies import compare, gltr
 
 PUBLISHED = Path(__file__).parents[2] / "data" / "published_contrasts.csv"
 
@@ -40,6 +40,13 @@ def _compared(of: str, minus: str, gate: str) -> Ours:
     return Ours("compare", compare.chosen(of, "common"), compare.chosen(minus, "common"), gate)
 
 
+def _heads(of: str, minus: str, column: str = "ap") -> Ours:
+    """Two heads of lesson 03, each at its chosen rate."""
+    sides = ({"test": "people", "head": name, "rate": f"{gltr.HEADS[name]:g}"}
+             for name in (of, minus))  # fmt: skip
+    return Ours("03_gltr", *sides, VISIBLE, column)
+
+
 VISIBLE, ONE_FRAME = "weights by true visibility", "tracklet minus one frame as query"
 NO_ORDER = ""  # four frames spread over a tracklet show no cadence: nothing to gain by order
 #: Filled from the tables that stand; each lesson's study adds its own.
@@ -49,6 +56,11 @@ OURS = {
     "g3": _compared("LSTM", "mean", NO_ORDER),
     "g4": _compared("C3D", "mean", NO_ORDER),
     "c5": _compared("COSAM", "mean", "true mask, trained with"),
+    "l1": _heads("DTP", "mean"),
+    "l2": _heads("TSA", "mean"),
+    "l3": _heads("GLTR", "DTP"),
+    "l4": _heads("GLTR", "TSA"),
+    "l5": _heads("GLTR", "GLTR, undilated", "hit"),
     "t1": Ours("gates", {}, {}, ONE_FRAME),
     "r1": _compared("LSTM", "mean", NO_ORDER),
     "r2": _compared("M3D", "P3D", NO_ORDER),

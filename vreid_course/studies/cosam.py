@@ -11,16 +11,17 @@ from functools import cache, partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from vreid_course import lessons, study
 from vreid_course.drawing.truth import Truth
 from vreid_course.loader import IMAGENET_MEAN, IMAGENET_STD, FrameStore, augment, normalise
+from vreid_course.metrics import bootstrap
 from vreid_course.nets import AttentionPool
 from vreid_course.sampling import spread
 from vreid_course.scales import Scale, scale
 from vreid_course.studies import compare, ground
+from vreid_course.studies.masks import FixedMask, large, others_mean, pixel_auc
 from vreid_course.training import extract, in_bfloat16
 
 lesson = lessons.load("02_cosam")
@@ -103,7 +104,7 @@ def lstm(C: int) -> nn.Module:
 
 KINDS = {
     "true mask": Kind(told="true"),
-    "COSAM4,5": Kind(rate=compare.METHODS["COSAM"].rate),
+    "COSAM4,5": Kind(),  # the network of `compare`
     "untrained COSAM": Kind(start="frozen"),
     "mean mask": Kind(told="mean"),
     "COSAM4": Kind((4,)),
@@ -123,6 +124,11 @@ KINDS = {
     "none, T=8": Kind((), T=8),
 }
 OWN = [name for name, kind in KINDS.items() if not kind.told and kind.slots and name != "COSAM4,5"]
+
+
+#: The rungs of the ladder, and what they are compared with.
+LADDER = ("no mask", "constant", "centre", "mean mask", "untrained COSAM", "COSAM4", "COSAM5",
+          "COSAM4,5", "identity start", "true share", "true mask")  # fmt: skip
 
 
 def _row(name: str, seed: int, rate: float | None = None) -> dict:
@@ -235,21 +241,6 @@ def searched(name: str, model: nn.Module, at: Scale, part: str = "test"):
     return study.search(features, getattr(ground.ground(at), part))
 
 
-def others_mean(maps: np.ndarray) -> np.ndarray:
-    """The fixed-map control: for each of N clips the mean map of all others.
-
-    maps: (N, T, h, w) of N clips; returns (N, h, w).
-    """
-    own = maps.mean(1)
-    return (own.sum(0) - own) / (len(own) - 1)
-
-
-def pixel_auc(score: np.ndarray, person: np.ndarray) -> float:
-    """The chance that a pixel of the person scores higher than one beside it; both (..., H, W)."""
-    ranks, n = rankdata(score.ravel()), person.sum()
-    return float((ranks[person.ravel()].sum() - n * (n + 1) / 2) / (n * (person.size - n)))
-
-
 def masks_of(name: str, model: nn.Module, at: Scale, part: str, rows: Iterable) -> tuple:
     """Masks of one clip of each of N tracklets, by slot: {slot: (N, T, h, w)}, and true ones.
 
@@ -267,11 +258,6 @@ def masks_of(name: str, model: nn.Module, at: Scale, part: str, rows: Iterable) 
             found.setdefault(slot, []).append(mask[:, 0].expand(at.T, -1, -1).numpy())
         people.append(clip[at.T :, 0].numpy() > 127)
     return {slot: np.stack(maps) for slot, maps in found.items()}, np.stack(people)
-
-
-def large(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Maps (T, h, w) at the size of the frames: (T, H, W)."""
-    return F.interpolate(torch.from_numpy(maps)[:, None], size, mode="bilinear")[:, 0].numpy()
 
 
 def scores(name: str, model: nn.Module, at: Scale) -> dict[str, str]:
@@ -300,7 +286,7 @@ def with_fixed_masks(name: str, model: nn.Module, at: Scale) -> nn.Module:
     maps, _ = masks_of(name, model, at, "train", range(0, len(train), 4))
     for slot, found in maps.items():
         mean = torch.from_numpy(found.mean((0, 1)))
-        model.blocks[slot].space = lesson.FixedMask(mean)
+        model.blocks[slot].space = FixedMask(mean)
     return model
 
 
@@ -319,3 +305,25 @@ def measure(row: dict) -> dict:
         fixed = study.summary(searched(name, with_fixed_masks(name, model, at), at))
         found |= {"fixed mAP": fixed["mAP"], "fixed ap": fixed["ap"]}
     return found
+
+
+def chosen(name: str) -> list[dict]:
+    """The measured rows of a network, one a seed, at its rate; "no mask": the mean of `compare`."""
+    if name == "no mask":
+        method = {"test": "trained", "loss": "common", "method": "mean"}
+        wanted = method | {"rate": f"{compare.METHODS['mean'].rate:g}"}
+    else:
+        wanted = {"network": name, "rate": f"{KINDS[name].rate:g}"}
+    rows = study.read("compare" if name == "no mask" else "02_cosam")
+    return sorted((r for r in rows if wanted.items() <= r.items()), key=lambda r: r["seed"])
+
+
+def difference(of: list, minus: list, people: np.ndarray, column: str = "ap") -> tuple:
+    """mAP of one network minus that of another in points, low, high, and the number of seeds.
+
+    of, minus: rows of `chosen`; people: see `bootstrap`; column: which APs of the other.
+    """
+    a, b = ({r["seed"]: r for r in rows} for rows in (of, minus))
+    seeds = sorted(a.keys() & b.keys())
+    pair = study.aps([a[s] for s in seeds]), study.aps([b[s] for s in seeds], column)
+    return *(100 * x for x in bootstrap(*(x.mean(0) for x in pair), people=people)), len(seeds)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cosam_weights import load_official
 
 from vreid_course import lessons, losses, metrics
 from vreid_course.non_local import NonLocal
@@ -65,11 +66,11 @@ def compare_baseline_losses(arrays):
 
 
 def load_weights(arrays, module):
-    """Load `weight/...` by the lesson's map of names, strictly; counters are not in the file."""
+    """Load `weight/...` by the map of names, strictly; counters are not in the file."""
     weights = {k[7:]: torch.from_numpy(v) for k, v in arrays.items() if k.startswith("weight/")}
     counters = {k[:-12] + "num_batches_tracked" for k in weights if k.endswith("running_mean")}
     weights |= {k: torch.tensor(0) for k in counters}
-    lessons.load("02_cosam").load_official(module, weights)
+    load_official(module, weights)
     return module
 
 

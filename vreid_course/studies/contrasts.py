@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 
 from vreid_course import study
 from vreid_course.metrics import bootstrap
+from vreid_course.studies import compare, cosam
 
 PUBLISHED = Path(__file__).parents[2] / "data" / "published_contrasts.csv"
 
@@ -23,8 +24,9 @@ PUBLISHED = Path(__file__).parents[2] / "data" / "published_contrasts.csv"
 class Ours:
     """Where our difference comes from: rows of a study's table, and the gate it rests on.
 
-    of, minus: the columns that rows must have, such as {"method": "mean"}; column: of the APs.
-    Study "gates": the gate itself is the difference.
+    of, minus: the columns that rows must have, such as {"method": "mean"}; column: of the APs;
+    other: the study of the rows `minus`, "" for the same. Study "gates": the gate itself is the
+    difference.
     """
 
     study: str
@@ -32,13 +34,29 @@ class Ours:
     minus: dict[str, str]
     gate: str
     column: str = "ap"
+    other: str = ""
+
+
+def _method(name: str) -> dict[str, str]:
+    """A method of `compare` under the common loss, at its rate (at seed 0 others stand there)."""
+    rate = f"{compare.METHODS[name].rate:g}"
+    return {"test": "trained", "loss": "common", "method": name, "rate": rate}
 
 
 def _compared(of: str, minus: str, gate: str) -> Ours:
-    row = {"test": "trained", "loss": "common"}
-    return Ours("compare", row | {"method": of}, row | {"method": minus}, gate)
+    return Ours("compare", _method(of), _method(minus), gate)
 
 
+def _network(name: str) -> dict[str, str]:
+    """A network of lesson 02's study, at its rate."""
+    return {"network": name, "rate": f"{cosam.KINDS[name].rate:g}"}
+
+
+def _cosam(name: str, minus: str) -> Ours:
+    return Ours("02_cosam", _network(name), _method(minus), MASK, other="compare")
+
+
+MASK = "true mask, trained with"
 VISIBLE, ORDER = "weights by true visibility", "cadence known"
 ONE_FRAME = "tracklet minus one frame as query"
 #: Filled from the tables that stand; each lesson's study adds its own.
@@ -47,7 +65,15 @@ OURS = {
     "g2": _compared("attention", "mean", VISIBLE),
     "g3": _compared("LSTM", "mean", ORDER),
     "g4": _compared("C3D", "mean", ORDER),
-    "c5": _compared("COSAM", "mean", "true mask, trained with"),
+    "c1": _cosam("COSAM2", "mean"),
+    "c2": _cosam("COSAM3", "mean"),
+    "c3": _cosam("COSAM4", "mean"),
+    "c4": _cosam("COSAM5", "mean"),
+    "c5": _compared("COSAM", "mean", MASK),
+    "c6": _cosam("COSAM4,5, attention", "attention"),
+    "c7": _cosam("COSAM4,5, LSTM", "LSTM"),
+    "c8": Ours("compare", _method("COSAM"), _network("COSAM4,5, T=2"), MASK, other="02_cosam"),
+    "c9": _cosam("COSAM4,5, T=8", "COSAM"),
     "t1": Ours("gates", {}, {}, ONE_FRAME),
     "r1": _compared("LSTM", "mean", ORDER),
     "r2": _compared("M3D", "P3D", ORDER),
@@ -103,10 +129,10 @@ def _difference(ours: Ours, people: np.ndarray, gates: dict) -> tuple | None:
 
 def _aps(ours: Ours) -> list[dict[str, np.ndarray]]:
     """Of both sides, the APs of every query by seed."""
-    rows = study.read(ours.study)
-    return [{r["seed"]: study.aps([r], ours.column)[0] for r in rows
+    sides = (ours.study, ours.of), (ours.other or ours.study, ours.minus)
+    return [{r["seed"]: study.aps([r], ours.column)[0] for r in study.read(name)
              if side.items() <= r.items() and r[ours.column]}
-            for side in (ours.of, ours.minus)]  # fmt: skip
+            for name, side in sides]  # fmt: skip
 
 
 def verdict_of(mean: float, low: float, high: float, each: np.ndarray, published: float) -> str:

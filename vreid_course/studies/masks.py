@@ -117,14 +117,20 @@ def grid(rows: list, columns: list[str], names: list[str], low: float, high: flo
 
 def diagram() -> None:
     """Where COSAM stands in the network, and what is inside, with shapes."""
-    outer = ("clips\n(B, T, 3, H, W)", "maps\n(B·T, C, h, w)", "COSAM4", "COSAM5", "feature\n(B, D)")
+    outer = (
+        "clips\n(B, T, 3, H, W)",
+        "maps\n(B·T, C, h, w)",
+        "COSAM4",
+        "COSAM5",
+        "feature\n(B, D)",
+    )
     inner = ("X\n(B·T, C, h, w)", "z\n(B, T, Q, D)", "costs\n(T-1)·Q a place")
     inner += ("mask M\n(B·T, 1, h, w)", "gate a\n(B·T, C, 1, 1)", "out\nX·M·(1 + a)")
     above = ("stages\n1 to 4", "", "stage 5", "mean over\nspace, time", "classifier")
     below = ("1x1 conv,\nstandardise", "correlate\nwith others", "two 1x1 convs,\nsigmoid")
     below += ("X·M, mean, MLP,\nmean over T", "")
     fig, ax = plt.subplots(figsize=(10.4, 3), layout="constrained")
-    for y, names, arrows in ((2, (*outer, "logits\n(B, people)"), above), (0.55, inner, below)):
+    for y, names, arrows in ((2, outer, above), (0.55, inner, below)):
         for k, name in enumerate(names):
             colour = "#FBE3D2" if "COSAM" in name else "#DCEBF7" if y > 1 else "#E5F3E5"
             style = {"ha": "center", "va": "center", "fontsize": 8}

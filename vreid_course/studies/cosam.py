@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vreid_course import lessons, study
+from vreid_course.drawing.mini_mars import STREET
 from vreid_course.drawing.truth import Truth
 from vreid_course.loader import IMAGENET_MEAN, IMAGENET_STD, FrameStore, augment, normalise
 from vreid_course.metrics import bootstrap
 from vreid_course.nets import AttentionPool
 from vreid_course.sampling import spread
 from vreid_course.scales import Scale, scale
-from vreid_course.studies import compare, ground
+from vreid_course.studies import compare, ground, masks
 from vreid_course.studies.masks import FixedMask, large, others_mean, pixel_auc
 from vreid_course.training import extract, in_bfloat16
 
@@ -290,6 +291,33 @@ def with_fixed_masks(name: str, model: nn.Module, at: Scale) -> nn.Module:
     return model
 
 
+def reappearing(name: str, model: nn.Module, at: Scale) -> dict[str, str]:
+    """Of each slot, how much more a mask weighs each of `masks.PLACES` where it re-appears.
+
+    Lists over 16 test tracklets that are drawn anew (see `masks.versions`); of a drawn set only.
+    """
+    test, columns = ground.ground(at).test, {}
+    streets = at.mini_mars, replace(STREET, height=at.mini_mars.height)
+    config = next((c for c in streets if c.name == test.root.name), None)
+    if config is None:
+        return {}
+    split = test.test
+    rows = np.flatnonzero((split.pids > 0) & (split.lengths >= 10) & (split.lengths <= 34))[:48:3]
+    found = [masks.versions(config, split.key(i), at.T, int(i)) for i in rows]
+    by_slot = masks.weights(found, lambda clip, _: masks_of_clip(model, clip))
+    for slot, table in by_slot.items():
+        for thing, values in zip(masks.PLACES, masks.gaps(table).T, strict=True):
+            columns[f"{thing} {slot}"] = " ".join(f"{x:.4f}" for x in values)
+    return columns
+
+
+def masks_of_clip(model: nn.Module, clip: Tensor) -> dict[str, np.ndarray]:
+    """The masks of a clip (T, 3, H, W) uint8 by slot: each (T, h, w)."""
+    with torch.inference_mode():
+        attended = lesson.attend(model, normalise(clip)[None])[1]
+    return {slot: mask[:, 0].float().numpy() for slot, (_, mask) in attended.items()}
+
+
 def measure(row: dict) -> dict:
     """Fill a row of ROWS: test people; masks and their fixed control; mAP on validation people."""
     name, seed, rate = row["network"], row["seed"], float(row["rate"])
@@ -302,6 +330,7 @@ def measure(row: dict) -> dict:
         found["validation mAP"] = f"{100 * chosen:.2f}"
     found |= study.summary(searched(name, model, at)) | scores(name, model, at)
     if kind.slots and not kind.told:
+        found |= reappearing(name, model, at)
         fixed = study.summary(searched(name, with_fixed_masks(name, model, at), at))
         found |= {"fixed mAP": fixed["mAP"], "fixed ap": fixed["ap"]}
     return found

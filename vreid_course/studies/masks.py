@@ -1,23 +1,32 @@
 """How lesson 02 scores a mask, shows it, and draws the clips that it is asked about."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from scipy.ndimage import binary_erosion
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from vreid_course import show
-from vreid_course.drawing.mini_mars import MiniMars, redraw
+from vreid_course.drawing.mini_mars import MiniMars, plan, redraw
 from vreid_course.drawing.render import PARTS
-from vreid_course.drawing.tracklets import Change
+from vreid_course.drawing.tracklets import Change, Thing
 from vreid_course.loader import augment
 from vreid_course.sampling import spread
 
 #: The same walk with nobody else, a steady box, no blur: a clip in which only the mask is asked.
 CALM = Change(front=(), behind=(), box=(0.0, 0.0, 0.0), switched=False, smear=False)
+
+#: Things that are put into a clip, twice each: they re-appear in the second version.
+THINGS = ("passer-by, in frame 2", "passer-by, in all", "bag, in frame 2", "bag, in all",
+          "background, moves", "background, stands")  # fmt: skip
+PLACES = {"passer-by": "in front", "bag": "bag", "background": "background"}  # see `scene`
 
 
 class FixedMask(nn.Module):
@@ -79,17 +88,60 @@ def scene(config: MiniMars, key: str, change: Change, T: int) -> tuple[Tensor, d
     return clip, {name: cropped(mask) for name, mask in masks.items()}
 
 
+def versions(config: MiniMars, key: str, T: int, seed: int) -> dict[str, tuple[Tensor, dict]]:
+    """A calm tracklet with one thing put in, twice each: clips and where things are (see `scene`).
+
+    A passer-by, and a bag in the person's hand: in frame 2 alone, or in all, so that frame 2 is the
+    same picture. A background that moves or stands. seed: who passes. In the order of THINGS.
+    """
+    which = int(key[:4]), int(key[5]), int(key[7:])  # 0002C1T0001: person, camera, number
+    person = next(t.person for t in plan(config) if (t.pid, t.camid, t.number) == which)
+    hands = [person.attributes | {"handbag": n, "backpack": 0, "shoulder bag": 0} for n in (0, 1)]
+    without, with_bag = (replace(CALM, person=replace(person, attributes=a)) for a in hands)
+    somebody = Thing("person", start=-0.36, stop=-0.34, seed=seed)
+    changes = (without, with_bag, replace(without, front=(somebody,)), replace(without, drift=0.12))
+    bare, bag, passer, moving = (scene(config, key, change, T) for change in changes)
+    once = [torch.cat([bare[0][:1], x[0][1:2], bare[0][2:]]) for x in (passer, bag)]
+    clips = (once[0], passer[1]), passer, (once[1], bag[1]), bag, moving, bare
+    return dict(zip(THINGS, clips, strict=True))
+
+
+def weights(found: list[dict], masks: Callable) -> dict[str, np.ndarray]:
+    """How much the masks of a network weigh the THINGS: for each slot (clips, 6), see `weight`.
+
+    found: of each tracklet its `versions`; masks(clip, places) -> {slot: (T, h, w)}. Passer-by and
+    bag in frame 2, the background in all frames.
+    """
+    table = {}
+    for each in found:
+        line = {}
+        for name, (clip, places) in each.items():
+            frames = slice(None) if "background" in name else slice(1, 2)
+            on = places[PLACES[name.split(",")[0]]][frames]
+            for slot, mask in masks(clip, places).items():
+                line.setdefault(slot, []).append(weight(mask[frames], on))
+        for slot, values in line.items():
+            table.setdefault(slot, []).append(values)
+    return {slot: np.array(values) for slot, values in table.items()}
+
+
+def gaps(table: np.ndarray) -> np.ndarray:
+    """Weights (clips, 6) -> (clips, 3), of PLACES: in all - in frame 2; stands - moves."""
+    return table[:, 1::2] - table[:, ::2]
+
+
 def pictures(clip: Tensor) -> np.ndarray:
     """A clip (T, 3, H, W) uint8 as pictures (T, H, W, 3)."""
     return clip.permute(0, 2, 3, 1).numpy()
 
 
-def heat(image: np.ndarray, values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Lay a map (h, w) over a grey copy of an image (H, W, 3), from dark (low) to yellow (high)."""
-    side = image.shape[0] // values.shape[0]
+def heat(values: np.ndarray, low: float, high: float, person: np.ndarray) -> np.ndarray:
+    """A map (h, w) as colours, dark (low) to yellow (high), the person (H, W) outlined in white."""
+    side = person.shape[0] // values.shape[0]
     scaled = np.clip((values - low) / (high - low), 0, 1).repeat(side, 0).repeat(side, 1)
-    colour = 255 * plt.get_cmap("viridis")(scaled)[..., :3]
-    return (0.45 * image.mean(2, keepdims=True) + 0.55 * colour).astype(np.uint8)
+    colours = (255 * plt.get_cmap("viridis")(scaled)[..., :3]).astype(np.uint8)
+    edge = person & ~binary_erosion(person)
+    return np.where(edge[..., None], np.uint8(255), colours)
 
 
 def marked(image: np.ndarray, place: tuple[int, int], side: int) -> np.ndarray:
@@ -129,7 +181,7 @@ def diagram() -> None:
     above = ("stages\n1 to 4", "", "stage 5", "mean over\nspace, time", "classifier")
     below = ("1x1 conv,\nstandardise", "correlate\nwith others", "two 1x1 convs,\nsigmoid")
     below += ("X·M, mean, MLP,\nmean over T", "")
-    fig, ax = plt.subplots(figsize=(10.4, 3), layout="constrained")
+    fig, ax = plt.subplots(figsize=(10.4, 2.5), layout="constrained")
     for y, names, arrows in ((2, outer, above), (0.55, inner, below)):
         for k, name in enumerate(names):
             colour = "#FBE3D2" if "COSAM" in name else "#DCEBF7" if y > 1 else "#E5F3E5"
@@ -137,8 +189,8 @@ def diagram() -> None:
             ax.text(k, y, name, **style, bbox={"boxstyle": "round", "fc": colour})
             if k < 5:
                 ax.annotate("", (k + 0.66, y), (k + 0.36, y), arrowprops={"arrowstyle": "->"})
-                ax.text(k + 0.51, y + 0.38, arrows[k], **style)
+                ax.text(k + 0.51, y + 0.33, arrows[k], **style)
     ax.text(-0.45, 1.25, "inside a COSAM:", fontsize=9)
-    ax.set(xlim=(-0.5, 5.5), ylim=(0.1, 2.6))
+    ax.set(xlim=(-0.5, 5.5), ylim=(0.2, 2.6))
     ax.axis("off")
     plt.show()

@@ -156,7 +156,7 @@ def marked(image: np.ndarray, place: tuple[int, int], side: int) -> np.ndarray:
 def grid(rows: list, columns: list[str], names: list[str], low: float, high: float, words: str):
     """Show pictures in rows, the columns labelled, with one colour bar (low to high) for all."""
     size = (1.1 * len(columns) + 1.6, 1.8 * len(rows) + 0.5)
-    fig, axes = plt.subplots(len(rows), len(columns), figsize=size, layout="constrained")
+    fig, axes = plt.subplots(len(rows), len(columns), figsize=size, dpi=80, layout="constrained")
     for r, line in enumerate(rows):
         for c, image in enumerate(line):
             axes[r, c].imshow(image)
@@ -169,13 +169,8 @@ def grid(rows: list, columns: list[str], names: list[str], low: float, high: flo
 
 def diagram() -> None:
     """Where COSAM stands in the network, and what is inside, with shapes."""
-    outer = (
-        "clips\n(B, T, 3, H, W)",
-        "maps\n(B·T, C, h, w)",
-        "COSAM4",
-        "COSAM5",
-        "feature\n(B, D)",
-    )
+    outer = ("clips\n(B, T, 3, H, W)", "maps\n(B·T, C, h, w)", "COSAM4", "COSAM5")
+    outer += ("feature\n(B, D)", "logits\n(B, people)")
     inner = ("X\n(B·T, C, h, w)", "z\n(B, T, Q, D)", "costs\n(T-1)·Q a place")
     inner += ("mask M\n(B·T, 1, h, w)", "gate a\n(B·T, C, 1, 1)", "out\nX·M·(1 + a)")
     above = ("stages\n1 to 4", "", "stage 5", "mean over\nspace, time", "classifier")

@@ -25,7 +25,7 @@ from vreid_course.studies import compare, ground, masks
 from vreid_course.studies.masks import FixedMask, large, others_mean, pixel_auc
 from vreid_course.training import extract, in_bfloat16
 
-lesson = lessons.load("02_cosam")
+LESSON = "02_cosam"
 FRAMES = 16  # of each tracklet, at test, whatever T is
 CONSTANT = 0.75  # an untrained COSAM: a mask of 1/2, times 1 + a gate of 1/2
 
@@ -149,7 +149,7 @@ def new_model(name: str, people: int, at: Scale) -> nn.Module:
         options["block"] = Seat
     if kind.head:
         options["pool"] = partial(OverTime, head=kind.head)
-    model = lesson.build(people, ground.start(at), **options)
+    model = lessons.load(LESSON).build(people, ground.start(at), **options)
     for block in model.blocks.values() if kind.start else ():
         if kind.start == "identity":
             start_as_identity(block)
@@ -254,7 +254,7 @@ def masks_of(name: str, model: nn.Module, at: Scale, part: str, rows: Iterable) 
         x = normalise(clip)[None]
         with torch.inference_mode():
             forward(name, at, model, x) if KINDS[name].told else None
-            attended = lesson.attend(model, x[:, : at.T])[1]
+            attended = lessons.load(LESSON).attend(model, x[:, : at.T])[1]
         for slot, (_, mask) in attended.items():
             found.setdefault(slot, []).append(mask[:, 0].expand(at.T, -1, -1).numpy())
         people.append(clip[at.T :, 0].numpy() > 127)
@@ -314,7 +314,7 @@ def reappearing(name: str, model: nn.Module, at: Scale) -> dict[str, str]:
 def masks_of_clip(model: nn.Module, clip: Tensor) -> dict[str, np.ndarray]:
     """The masks of a clip (T, 3, H, W) uint8 by slot: each (T, h, w)."""
     with torch.inference_mode():
-        attended = lesson.attend(model, normalise(clip)[None])[1]
+        attended = lessons.load(LESSON).attend(model, normalise(clip)[None])[1]
     return {slot: mask[:, 0].float().numpy() for slot, (_, mask) in attended.items()}
 
 
@@ -343,7 +343,7 @@ def chosen(name: str) -> list[dict]:
         wanted = method | {"rate": f"{compare.METHODS['mean'].rate:g}"}
     else:
         wanted = {"network": name, "rate": f"{KINDS[name].rate:g}"}
-    rows = study.read("compare" if name == "no mask" else "02_cosam")
+    rows = study.read("compare" if name == "no mask" else LESSON)
     return sorted((r for r in rows if wanted.items() <= r.items()), key=lambda r: r["seed"])
 
 

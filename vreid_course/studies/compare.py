@@ -237,8 +237,8 @@ def turn(test: Split, view: np.ndarray, q: int) -> float:
     return float(np.degrees(away.min())) if right.any() else float("nan")
 
 
-def chosen(name: str, column: str) -> dict[str, str]:
-    """What the rows of a method at its chosen rate have in common, all seeds."""
+def chosen(name: str, column: str = "common") -> dict[str, str]:
+    """What the rows of a method at its chosen rate have in common (seed 0 was run at others)."""
     rate = f"{METHODS[name].rate:g}"
     return {"test": "trained", "loss": column, "method": name, "rate": rate}
 

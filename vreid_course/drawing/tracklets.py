@@ -113,6 +113,10 @@ class Drawn:
     jitter: np.ndarray
     switched: np.ndarray
 
+    def frames(self) -> np.ndarray:
+        """The frames as those of a drawn set are read, uint8 (T, H, W, 3)."""
+        return np.stack([np.asarray(Image.open(BytesIO(jpeg))) for jpeg in self.jpegs])
+
 
 def _smooth_walk(rng: np.random.Generator, length: int, columns: int) -> np.ndarray:
     """Return (length, columns) of a bounded random walk with standard deviation about 1."""

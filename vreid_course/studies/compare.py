@@ -172,15 +172,10 @@ def embed_of(name: str, column: str) -> Callable:
 
 
 def features_of(model: nn.Module, embed: Callable, store: FrameStore, at: Scale) -> np.ndarray:
-    """Features of all test clips of N tracklets: (N, CLIPS, D). See `ground.parts`."""
-
-    def clips(model: nn.Module, frames: Tensor) -> Tensor:  # one cast of the weights for all
-        parts = [embed(model, frames[part :: ground.CLIPS]) for part in range(ground.CLIPS)]
-        return torch.cat(parts)
-
-    sampler = partial(spread, frames=ground.CLIPS * at.T)
-    found = extract(model, in_bfloat16(clips), store, sampler)
-    return found.reshape(len(found), ground.CLIPS, -1)
+    """Features of all test clips of N tracklets: (N, CLIPS, D)."""
+    parts = [partial(ground.parts, frames=at.T, part=part) for part in range(ground.CLIPS)]
+    fast = in_bfloat16(embed)
+    return np.stack([extract(model, fast, store, part) for part in parts], axis=1)
 
 
 def searched(name: str, column: str, model: nn.Module, at: Scale, part="test", repaired=False):

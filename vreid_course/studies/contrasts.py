@@ -42,13 +42,8 @@ def _compared(of: str, minus: str, gate: str) -> Ours:
     return Ours("compare", compare.chosen(of), compare.chosen(minus), gate)
 
 
-def _network(name: str) -> dict[str, str]:
-    """A network of lesson 02's study, at its rate."""
-    return {"network": name, "rate": f"{cosam.KINDS[name].rate:g}"}
-
-
 def _cosam(name: str, minus: str) -> Ours:
-    return Ours("02_cosam", _network(name), compare.chosen(minus), MASK, other="compare")
+    return Ours("02_cosam", cosam.at_its_rate(name), compare.chosen(minus), MASK, other="compare")
 
 
 def _heads(of: str, minus: str, column: str = "ap") -> Ours:
@@ -75,7 +70,11 @@ OURS = {
     "c6": _cosam("COSAM4,5, attention", "attention"),
     "c7": _cosam("COSAM4,5, LSTM", "LSTM"),
     "c8": Ours(
-        "compare", compare.chosen("COSAM"), _network("COSAM4,5, T=2"), MASK, other="02_cosam"
+        "compare",
+        compare.chosen("COSAM"),
+        cosam.at_its_rate("COSAM4,5, T=2"),
+        MASK,
+        other="02_cosam",
     ),
     "c9": _cosam("COSAM4,5, T=8", "COSAM"),
     "l1": _heads("DTP", "mean"),

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from vreid_course import lessons, study
 from vreid_course.devices import in_bfloat16
 from vreid_course.drawing.mini_mars import STREET
-from vreid_course.drawing.truth import Truth
 from vreid_course.loader import IMAGENET_MEAN, IMAGENET_STD, FrameStore, augment, normalise
 from vreid_course.metrics import bootstrap
 from vreid_course.nets import AttentionPool
@@ -63,9 +62,9 @@ class WithMasks(FrameStore):
 
     def read(self, row: int, which: np.ndarray) -> Tensor:
         """uint8 (2 * T, 3, H, W): T frames, T masks."""
-        frames, mask = super().read(row, which), torch.from_numpy(seen(self.split, row)[which])
-        white = (255 * mask.byte())[:, None].expand(-1, 3, -1, -1)
-        return torch.cat([frames, white]).contiguous(memory_format=torch.channels_last)
+        frames, mask = super().read(row, which), seen(self.split, row)[which]
+        both = torch.cat([frames, masks.white(mask)])
+        return both.contiguous(memory_format=torch.channels_last)
 
 
 def seen(split, row: int) -> np.ndarray:
@@ -74,12 +73,9 @@ def seen(split, row: int) -> np.ndarray:
     return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape) > 0
 
 
-_truth = cache(Truth)
-
-
 @cache
 def _packed(split, row: int) -> tuple[np.ndarray, tuple]:
-    mask = _truth(split).person(row)
+    mask = ground.truth(split).person(row)
     return np.packbits(mask), mask.shape
 
 
@@ -337,14 +333,16 @@ def measure(row: dict) -> dict:
     return found
 
 
+def at_its_rate(name: str) -> dict[str, str]:
+    """What the rows of a network at its rate have in common."""
+    return {"network": name, "rate": f"{KINDS[name].rate:g}"}
+
+
 def chosen(name: str) -> list[dict]:
     """The measured rows of a network, one a seed, at its rate; "no mask": the mean of `compare`."""
-    if name == "no mask":
-        method = {"test": "trained", "loss": "common", "method": "mean"}
-        wanted = method | {"rate": f"{compare.METHODS['mean'].rate:g}"}
-    else:
-        wanted = {"network": name, "rate": f"{KINDS[name].rate:g}"}
-    rows = study.read("compare" if name == "no mask" else LESSON)
+    none = name == "no mask"
+    wanted = compare.chosen("mean") if none else at_its_rate(name)
+    rows = study.read("compare" if none else LESSON)
     return sorted((r for r in rows if wanted.items() <= r.items()), key=lambda r: r["seed"])
 
 

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vreid_course import lessons, study
-from vreid_course.drawing.mini_mars import STREET, plan
+from vreid_course.drawing.mini_mars import STREET, track_of
 from vreid_course.drawing.tracklets import DIALS, Change, Drawer, Thing, Track
 from vreid_course.drawing.truth import Truth
 from vreid_course.loader import augment, normalise
-from vreid_course.metrics import distances
+from vreid_course.metrics import distances, evaluate
 from vreid_course.nets import Trunk, frame_features
 from vreid_course.scales import Scale, scale
 from vreid_course.studies import compare, gates, ground, twins
@@ -151,11 +151,9 @@ def attention_columns(temporal: nn.Module, frames: list[np.ndarray], at: Scale) 
 def asked(at: Scale) -> tuple[np.ndarray, list[Track]]:
     """One tracklet of each of `ASKED` test people, to be covered: rows of the split, and tracks."""
     test = ground.ground(at).test.test
-    tracks = {(t.pid, t.camid, t.number): t for t in plan(STREET) if t.folder == "bbox_test"}
     rows = np.flatnonzero((test.pids > 0) & (test.lengths >= T))
     rows = rows[np.unique(test.pids[rows], return_index=True)[1]][:ASKED]
-    keys = [(int(test.pids[i]), int(test.camids[i]), int(test.key(i)[7:11])) for i in rows]
-    return rows, [replace(tracks[key], length=T) for key in keys]
+    return rows, [replace(track_of(STREET, test.key(int(i))), length=T) for i in rows]
 
 
 def covered_frames(seed: int, at: Scale) -> np.ndarray:
@@ -168,9 +166,7 @@ def covered_frames(seed: int, at: Scale) -> np.ndarray:
                 front = (Thing("board", span=(0.35, 1.6), half=0.5, seed=n),) if board else ()
                 change = Change(front=front, box=(0.0, 0.0, 0.0), switched=False)
                 drawer = Drawer(STREET.seed, at.height, DIALS | STREET.dials, change)
-                frames = torch.from_numpy(twins.decoded(drawer.draw(track).jpegs)).permute(
-                    0, 3, 1, 2
-                )
+                frames = torch.from_numpy(drawer.draw(track).frames()).permute(0, 3, 1, 2)
                 with torch.inference_mode():
                     yield frame_features(trunk, normalise(augment(frames))).numpy()[None]
 
@@ -179,18 +175,20 @@ def covered_frames(seed: int, at: Scale) -> np.ndarray:
     return found.reshape(2, len(tracks), T, -1)
 
 
+def in_the_middle(clean: np.ndarray, covered: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Clips (N, T, D) with the k middle frames covered, and which they are, bool (T,)."""
+    hidden = np.zeros(T, bool)
+    hidden[(T - k) // 2 : (T - k) // 2 + k] = True
+    return np.where(hidden[None, :, None], covered, clean).astype(np.float32), hidden
+
+
 def drifts(describe, clean: np.ndarray, covered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How far a video feature moves when k frames are covered: (COVERS, N), and its features.
 
     describe(clips (N, T, D), hidden (T,)) -> (N, C) of length 1; hidden says which frames are, for
     an oracle. In units of the mean distance between clean features of different people.
     """
-    features = []
-    for k in COVERS:
-        hidden = np.zeros(T, bool)
-        hidden[(T - k) // 2 : (T - k) // 2 + k] = True
-        clips = np.where(hidden[None, :, None], covered, clean).astype(np.float32)
-        features.append(describe(clips, hidden))
+    features = [describe(*in_the_middle(clean, covered, k)) for k in COVERS]
     between = distances(features[0], features[0])
     unit = between[~np.eye(len(between), dtype=bool)].mean()
     away = [np.linalg.norm(x - features[0], axis=1) / unit for x in features]
@@ -209,17 +207,16 @@ def measure_repair(name: str, seed: int, at: Scale) -> dict:
         keep = ~hidden if oracle and not hidden.all() else slice(None)
         return lesson.describe(temporal, list(clips[:, keep]))
 
-    away, features = drifts(describe, *covered_frames(seed, at))
+    clean, covered = covered_frames(seed, at)
+    away, features = drifts(describe, clean, covered)
     gallery = lesson.describe(temporal, frames_of("test", seed, at))
     rows, pids, camids = asked(at)[0], place.test.pids, place.test.camids
     labels = pids[rows], camids[rows], pids, camids
-    ap = [gates.evaluate(x, *labels[:2], gallery, *labels[2:]).ap for x in features]
+    ap = [evaluate(x, *labels[:2], gallery, *labels[2:]).ap for x in features]
     found = {"drift": " ".join(f"{x:.4f}" for x in away.mean(1))}
     found["drift 6"] = " ".join(f"{x:.4f}" for x in away[COVERS.index(6)])
     found["mAP covered"] = " ".join(f"{100 * np.nanmean(x):.2f}" for x in ap)
-    hidden = (np.arange(T) >= 5) & (np.arange(T) < 11)  # the six of "drift 6"
-    clean, covered = covered_frames(seed, at)
-    clips = np.where(hidden[None, :, None], covered, clean).astype(np.float32)
+    clips, hidden = in_the_middle(clean, covered, 6)  # those of "drift 6"
     m = np.mean([lesson.received(temporal, x) for x in clips], 0)
     if np.isfinite(m).all():
         found |= {"m hidden": f"{m[hidden].mean():.3f}", "m clear": f"{m[~hidden].mean():.3f}"}

@@ -16,6 +16,7 @@ from torch import nn
 from vreid_course import study
 from vreid_course.data.mars import Mars, Split, query_rows
 from vreid_course.drawing.mini_mars import STREET, cache_path, mini_mars
+from vreid_course.drawing.truth import Truth
 from vreid_course.loader import FrameStore
 from vreid_course.nets import Trunk, resnet
 from vreid_course.sampling import IdentityBatches, Rng, spread
@@ -58,6 +59,9 @@ def ground(at: Scale) -> Ground:
     part = mars.train.select(mine)
     validation = Mars(mars.root, part, part, query_rows(part.pids, part.camids))
     return Ground(mars.train.select(~mine), validation, mars)
+
+
+truth = cache(Truth)  # of a split, read once a process
 
 
 @cache

@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from vreid_course import show
-from vreid_course.drawing.mini_mars import MiniMars, plan, redraw
+from vreid_course.drawing.mini_mars import MiniMars, redraw, track_of
 from vreid_course.drawing.render import PARTS
 from vreid_course.drawing.tracklets import Change, Thing
 from vreid_course.loader import augment
@@ -70,8 +70,12 @@ def weight(mask: np.ndarray, on: np.ndarray) -> float:
 
 def cropped(mask: np.ndarray) -> np.ndarray:
     """A mask (T, H, W) bool, cropped as frames are in a test."""
-    white = 255 * torch.from_numpy(mask).byte()[:, None].expand(-1, 3, -1, -1)
-    return augment(white)[:, 0].numpy() > 127
+    return augment(white(mask))[:, 0].numpy() > 127
+
+
+def white(mask: np.ndarray) -> Tensor:
+    """A mask (T, H, W) bool as pictures, white on black: uint8 (T, 3, H, W)."""
+    return 255 * torch.from_numpy(mask).byte()[:, None].expand(-1, 3, -1, -1)
 
 
 def scene(config: MiniMars, key: str, change: Change, T: int) -> tuple[Tensor, dict]:
@@ -94,8 +98,7 @@ def versions(config: MiniMars, key: str, T: int, seed: int) -> dict[str, tuple[T
     A passer-by, and a bag in the person's hand: in frame 2 alone, or in all, so that frame 2 is the
     same picture. A background that moves or stands. seed: who passes. In the order of THINGS.
     """
-    which = int(key[:4]), int(key[5]), int(key[7:])  # 0002C1T0001: person, camera, number
-    person = next(t.person for t in plan(config) if (t.pid, t.camid, t.number) == which)
+    person = track_of(config, key).person
     hands = [person.attributes | {"handbag": n, "backpack": 0, "shoulder bag": 0} for n in (0, 1)]
     without, with_bag = (replace(CALM, person=replace(person, attributes=a)) for a in hands)
     somebody = Thing("person", start=-0.36, stop=-0.34, seed=seed)

@@ -6,12 +6,10 @@ are drawn, run through the trained mean baseline (seed 0) and forgotten; its num
 
 from dataclasses import dataclass, replace
 from functools import cache
-from io import BytesIO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from vreid_course import lessons
 from vreid_course.drawing.figures import CADENCES, draw_person, stream
@@ -78,11 +76,6 @@ def tracks_of(part: str, groups: int) -> list[Track]:
     return found
 
 
-def decoded(jpegs: list[bytes]) -> np.ndarray:
-    """Encoded frames as uint8 (T, H, W, 3)."""
-    return np.stack([np.asarray(Image.open(BytesIO(x))) for x in jpegs])
-
-
 def layer_means(trunk: Trunk, x: torch.Tensor) -> np.ndarray:
     """Of frames (T, 3, H, W), behind every stage, the means of map and of its lower half."""
     found = []
@@ -104,7 +97,7 @@ def twins(part: str, at: Scale) -> Twins:
         drawer = Drawer(SEED, at.height, EASY)
         for track in tracks:
             drawn = drawer.draw(track)
-            frames = augment(torch.from_numpy(decoded(drawn.jpegs)).permute(0, 3, 1, 2))
+            frames = augment(torch.from_numpy(drawn.frames()).permute(0, 3, 1, 2))
             x = normalise(frames)
             grid = F.adaptive_avg_pool2d(x.mean(1, keepdim=True), GRID).flatten(1).numpy()
             row = np.concatenate([grid, layer_means(trunk, x), drawn.phase[:, None]], 1)

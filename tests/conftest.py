@@ -23,6 +23,15 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
 
 
+def pytest_collection_finish(session):
+    """Many small tests are quicker on one thread."""
+    if len(session.items) < 100 or session.config.option.collectonly:
+        return
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def strangers(tmp_path_factory):
     """strangers(seed, out): a copy of a small drawn set without its settings, as if not drawn."""

@@ -179,6 +179,6 @@ def test_heads_on_kept_maps(split, monkeypatch):
         assert related.ranks(model, related.describe(model, kept, 2), mars).scored
     gltr = lessons.load("03_gltr")
     frames = training.extract_frames(trunk, FrameStore(split, AT.size), split.folder.parent)
-    temporal = gltr.whiten(gltr.Temporal(4, 256, 16), frames)
-    gltr.fit_head(temporal, frames, split.pids, split.pids, 2, K=2)
+    temporal = gltr.start_from_pca(gltr.Temporal(4, 256, 16), frames)
+    gltr.fit_head(temporal, gltr.FeatureClips(frames, split.pids, B=4), 2)
     assert gltr.describe(temporal, frames).shape == (8, 64)

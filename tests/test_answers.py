@@ -251,6 +251,7 @@ def test_evaluate_can_skip_bad_frames(small, capsys):
     assert replaced.startswith("replaced a frame that cannot be read") and score.startswith("mAP")
 
 
+@pytest.mark.slow
 def test_studies_of_two_sets_of_one_name_do_not_meet(small, strangers, monkeypatch, capsys):
     seen = []
     lesson = SimpleNamespace(STUDY=[{"row": 1}], measure=lambda row: seen.append(row) or {"mAP": 1})

@@ -1,11 +1,13 @@
 """Lesson 02, COSAM: the numbers of its authors, fast beside slow, names, limits and errors."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from cosam_official import load_official
 
 from vreid_course import lessons
 from vreid_course.nets import resnet
@@ -191,7 +193,7 @@ def test_the_authors_resnet50_loads_strictly(kind, pool, last_stride, size):
     assert sum(p.numel() for p in model.parameters()) == size
     if kind == "tp":
         assert len(state) == 360 and len(list(model.parameters())) == 189
-    cosam.load_official(model, {"state_dict": state, "rank1": 0.0, "epoch": 1})
+    load_official(model, {"state_dict": state, "rank1": 0.0, "epoch": 1})
     mine = model.state_dict()
     assert len(mine) == len(state)
     here = "blocks.5.space.summary.0.weight", "trunk.layer4.0.downsample.0.weight"
@@ -200,7 +202,7 @@ def test_the_authors_resnet50_loads_strictly(kind, pool, last_stride, size):
     assert torch.equal(mine[here[1]], state["base.7.0.downsample.0.weight"])
     del state["classifier.bias"]
     with pytest.raises(RuntimeError, match=r"Missing key.*classifier.bias"):
-        cosam.load_official(model, state)
+        load_official(model, state)
 
 
 def test_the_authors_se_resnet50_loads_strictly():
@@ -213,7 +215,7 @@ def test_the_authors_se_resnet50_loads_strictly():
     state |= official_cosam(3, 1024, 384) | official_cosam(4, 2048, 384)
     state |= {"classifier.weight": torch.rand(625, 2048), "classifier.bias": torch.rand(625)}
     assert len(state) == 424 and len(list(model.parameters())) == 253
-    cosam.load_official(model, state)
+    load_official(model, state)
 
 
 def small(T=3, **options):
@@ -240,8 +242,7 @@ def test_any_set_of_slots(slots):
     [
         {"pool": cosam.TemporalRnn},
         {"pool": cosam.TemporalAttention},
-        {"block": cosam.SpaceOnly},
-        {"block": cosam.ChannelOnly},
+        {"block": partial(cosam.COSAM, summary=cosam.one_layer, residual=False)},
         {"neck": True},
     ],
 )
@@ -289,13 +290,11 @@ def test_clips_that_do_not_fit_are_named(call, message):
         call()
 
 
-def test_snippets_cover_the_tracklet_and_are_few_when_asked():
+def test_snippets_cover_the_tracklet():
     parts = cosam.snippets(10, frames=4)
     assert [p.tolist() for p in parts] == [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 8, 9]]
     assert [len(p) for p in cosam.snippets(900, frames=4)] == [64] * 14 + [4]
     assert np.array_equal(np.concatenate(cosam.snippets(900, frames=4)), np.arange(900))
-    few = cosam.snippets(100, frames=4, most=2)
-    assert [p.tolist() for p in few] == [[20, 21, 22, 23, 72, 73, 74, 75]]
     assert [p.tolist() for p in cosam.snippets(2, frames=4)] == [[0, 1, 0, 1]]
 
 
@@ -306,23 +305,19 @@ def test_interleaved_clips_reach_over_the_whole_tracklet():
     assert cosam.interleaved(2).tolist() == [0, 0, 1, 1]
 
 
-def test_rows_of_the_study_differ_and_are_known():
-    keys = {tuple(row.items()) for row in cosam.STUDY}
-    assert len(keys) == len(cosam.STUDY) == 51
-    assert {row["variant"] for row in cosam.STUDY} == set(cosam.VARIANTS)
-    for variant in cosam.VARIANTS.values():
-        assert small(**variant)(torch.rand(1, 3, 3, 32, 16))[0].shape == (1, 256)
-
-
 def test_recipes():
     for name, clips in (("smoke", 1), ("mini", 1), ("gpu", 4)):
-        recipe = cosam.recipe(scale(name))
-        assert sum(map(len, recipe.test_sampler(300, None))) == clips * scale(name).T
+        at = scale(name)
+        recipe = cosam.recipe(at)
+        picked = recipe.test_sampler(300, None)
+        assert len(picked) == clips * at.T and np.ptp(picked[: at.T]) > 100
+        assert np.ptp(recipe.train_sampler(300, np.random.default_rng(0))) > 100
     paper = cosam.recipe(scale("paper"))
     assert sum(map(len, paper.test_sampler(900, None))) == 900
     rates = [paper.schedule(62_400)(step) for step in (0, 15_599, 15_600, 62_399)]
     np.testing.assert_allclose(rates, [1, 1, 0.1, 1e-3])
-    assert len(paper.train_sampler(2, np.random.default_rng(0))) == 4
+    in_a_row = paper.train_sampler(300, np.random.default_rng(0))
+    assert np.diff(in_a_row).tolist() == [1, 1, 1]
 
 
 def test_the_authors_augmentation_is_drawn_for_each_frame():

@@ -1,14 +1,20 @@
-"""Lesson 03, GLTR: order facts, the first step, the authors' names and golden numbers, limits."""
+"""Lesson 03, GLTR: order, the first step, the authors' numbers, limits, kept features, studies."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from gltr_official import load_official
 
 from vreid_course import lessons
+from vreid_course import study as tables
 from vreid_course.nets import resnet
 from vreid_course.scales import scale
+from vreid_course.studies import gltr as study
+from vreid_course.studies import twins
 
 gltr = lessons.load("03_gltr")
 
@@ -44,7 +50,7 @@ def golden_state():
 @pytest.fixture(scope="module")
 def golden():
     model = gltr.Temporal(9, 2048).double().eval()
-    gltr.load_official(model, golden_state())
+    load_official(model, golden_state())
     return model.head
 
 
@@ -156,12 +162,12 @@ def test_the_official_state_dict_loads_strictly():
         k: v for k, v in torchvision.models.resnet50().state_dict().items() if k[:3] != "fc."
     }
     state = golden_state() | resnet50
-    gltr.load_official(model, state)
+    load_official(model, state)
     assert torch.equal(model.trunk.layer4[2].conv3.weight, state["layer4.2.conv3.weight"])
     with pytest.raises(RuntimeError, match="Missing"):
-        gltr.load_official(model, {k: v for k, v in state.items() if k != "feat.bias"})
+        load_official(model, {k: v for k, v in state.items() if k != "feat.bias"})
     with pytest.raises(RuntimeError, match="Unexpected"):
-        gltr.load_official(model, state | {"feat4.weight": torch.zeros(128, 1, 3, 128)})
+        load_official(model, state | {"feat4.weight": torch.zeros(128, 1, 3, 128)})
 
 
 def test_first_loss_is_the_logarithm_of_the_identities():
@@ -178,38 +184,115 @@ def made_up(n=12, D=20):
     return [rng.standard_normal((t + 3, D)).astype(np.float32) + i for i, t in enumerate(range(n))]
 
 
-def test_whitening_makes_what_varies_in_tracklets_one():
+def test_the_reduction_starts_at_the_principal_axes_with_one_scale():
     frames = made_up()
-    temporal = gltr.whiten(gltr.Temporal(4, 20, d=32), frames)
+    temporal = gltr.start_from_pca(gltr.Temporal(4, 20, d=8), frames)
     with torch.no_grad():
-        reduced = [temporal.reduce(torch.from_numpy(x)).numpy() for x in frames]
-    before, within = (np.concatenate([x - x.mean(0) for x in xs]) for xs in (frames, reduced))
-    values = np.linalg.eigvalsh(before.T @ before / len(before))[::-1]
-    expected = np.sqrt(values / (values + 0.1 * values.mean()))  # 1, but for a floor
-    np.testing.assert_allclose(within[:, :20].std(0), expected, rtol=1e-3)
-    assert not within[:, 20:].any()
-    np.testing.assert_allclose(np.concatenate(reduced).mean(0), 0, atol=1e-3)
+        reduced = temporal.reduce(torch.from_numpy(np.concatenate(frames))).numpy()
+    values = np.linalg.eigvalsh(np.cov(np.concatenate(frames).astype(float).T))[::-1][:8]
+    np.testing.assert_allclose(np.cov(reduced.T), np.diag(values / values.mean()), atol=2e-3)
+    np.testing.assert_allclose(reduced.mean(0), 0, atol=1e-4)
+    wide = gltr.start_from_pca(gltr.Temporal(4, 20, d=32), frames).reduce
+    assert not wide.weight[20:].any() and wide.weight[:20].any(1).all()
 
 
-def test_clips_keep_their_walk_and_change_their_camera():
-    """What a clip's frames have beyond the clip's mean stays; the mean becomes another one."""
-    frames, pids = made_up(), np.repeat(np.arange(6), 2)
-    batches = gltr.FeatureClips(frames, pids, pids, P=3, K=2, T=4, seed=1)
+def test_clips_are_adjacent_frames_and_depend_on_the_step_alone():
+    frames, labels = made_up(), np.repeat([7, 3], 6)
+    batches = gltr.FeatureClips(frames, labels, B=6, T=4, seed=1)
     first, second = list(batches(0, 2))
     assert first["clips"].shape == (6, 4, 20) and first["clips"].dtype == torch.float32
-    assert first["labels"].tolist() == np.repeat(first["labels"][::2], 2).tolist()
-    again = next(batches(1, 2))
-    assert torch.equal(again["clips"], second["clips"])
+    assert torch.equal(next(batches(1, 2))["clips"], second["clips"])
     halves = [next(batches(0, 1, (i, 2)))["clips"] for i in (0, 1)]
     assert torch.equal(torch.stack(halves, 1).flatten(0, 1), first["clips"])
-    walk = first["clips"][0] - first["clips"][0, :1]
-    tracks = [i for i in range(12) if pids[i] == first["labels"][0]]
-    windows = [
-        frames[i][(s + np.arange(4)) % len(frames[i])]
-        for i in tracks
-        for s in range(len(frames[i]))
-    ]
-    assert min(np.abs(w - w[:1] - walk.numpy()).max() for w in windows) < 1e-5
+    for clip, label in zip(first["clips"].numpy(), first["labels"].tolist(), strict=True):
+        windows = [(i, x[(s + np.arange(4)) % len(x)]) for i, x in enumerate(frames)
+                   for s in range(max(len(x) - 3, 1))]  # fmt: skip
+        (found,) = [i for i, window in windows if np.array_equal(window, clip)]
+        assert label == (labels[found] == 7)
+    backwards = gltr.FeatureClips(frames, labels, 6, 4, 1, lambda clip, rng: clip[::-1])
+    assert torch.equal(next(backwards(0, 1))["clips"].flip(1), first["clips"])
+
+
+def test_a_feature_is_of_length_one_and_knows_a_new_order_only_where_the_head_does():
+    frames = made_up(4)
+    for name in ("mean", "GLTR"):
+        torch.manual_seed(0)
+        temporal = gltr.Temporal(4, 20, 8, gltr.HEADS[name])
+        for p in temporal.head.parameters():
+            torch.nn.init.normal_(p, std=0.3)
+        f, mixed = gltr.describe(temporal, frames), gltr.describe(temporal, frames, mix=1)
+        np.testing.assert_allclose(np.linalg.norm(f, axis=1), 1, rtol=1e-5)
+        assert np.allclose(f, mixed, atol=1e-5) == (name == "mean")
+
+
+def test_what_is_received_and_the_share_of_attention_in_the_feature():
+    x = np.random.default_rng(0).standard_normal((6, 20)).astype(np.float32)
+    make = lambda name: gltr.Temporal(4, 20, 8, gltr.HEADS[name]).eval()  # noqa: E731
+    assert np.isnan(gltr.received(make("DTP"), x)).all()
+    for name in ("attention", "TSA", "GLTR"):
+        assert gltr.received(make(name), x).sum() == pytest.approx(6, rel=1e-5)
+    temporal = make("TSA")
+    assert gltr.share_of_energy(temporal, x) == 0, "the scale of the norm starts at 0"
+    torch.nn.init.ones_(temporal.head.share.norm.weight)
+    with torch.no_grad():
+        local = temporal.head.local(temporal.reduce(torch.from_numpy(x)[None]))
+        a = local.mean(2).square().sum()
+        b = (temporal.head.share(local).mean(2) - local.mean(2)).square().sum()
+    assert gltr.share_of_energy(temporal, x) == pytest.approx(float(b / (a + b)), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", study.HEADS)
+def test_heads_of_the_study(name):
+    """Controls reach as far as the pyramid; fixed attention gives the mean of the values."""
+    torch.manual_seed(0)
+    head = study.head_of(name, 8).eval()
+    for p in head.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x = torch.randn(1, 20, 8)
+    assert head(x).shape == (1, head.width)
+    if not hasattr(head, "local"):
+        return
+    base = head.local(x).detach()
+    moved = [s for s in range(20) if (head.local(x + torch.eye(20)[s][None, :, None]) - base)
+             [0, :, 10].abs().max() > 1e-5]  # fmt: skip
+    pyramid = "DTP" in name or "GLTR" in name
+    assert moved == ([7, 8, 9, 10, 11, 12, 13] if pyramid else [10])
+    if "uniform" in name:
+        assert torch.equal(head.share.attention(base), torch.full((1, 20, 20), 1 / 20))
+
+
+def test_drift_is_measured_in_distances_between_people():
+    N, D = 5, 4
+    clean = np.eye(N, D + 1)[:, None].repeat(16, 1)
+    covered = -clean
+
+    def describe(clips, hidden):
+        assert hidden.sum() in study.COVERS and (clips[:, hidden] <= 0).all()
+        return clips[:, ~hidden].mean(1) if not hidden.all() else clips.mean(1)
+
+    away, features = study.drifts(describe, clean, covered)
+    assert away.shape == (9, N) and features.shape == (9, N, D + 1)
+    np.testing.assert_allclose(away[:-1], 0, atol=1e-12)
+    np.testing.assert_allclose(away[-1], 2 / np.sqrt(2))
+
+
+def test_the_spectrum_names_the_step_frequency():
+    t = np.arange(20)
+    waves = [np.cos(4 * np.pi * c * t + 1)[:, None] for c in twins.CADENCES]
+    found = twins.powers(np.stack(waves) + 3)  # (4, 4)
+    assert (found.argmax(1) == range(4)).all() and found.max() < 1
+
+
+def test_twins_differ_in_cadence_alone():
+    tracks = twins.tracks_of("train", 2)
+    assert len(tracks) == 2 * 4 * twins.TRACKLETS["train"]
+    first = [t.person for t in tracks if (t.pid - 1) // 4 == 0]
+    assert {p.cadence for p in first} == set(twins.CADENCES)
+    assert len({repr(replace(p, cadence=0)) for p in first}) == 1
+    cameras = {pid: {t.camid for t in tracks if t.pid == pid} for pid in range(1, 5)}
+    assert all(len(c) == 2 and c == cameras[1] for c in cameras.values())
+    other = [t.person for t in twins.tracks_of("test", 1)]
+    assert repr(replace(other[0], cadence=0)) != repr(replace(first[0], cadence=0))
 
 
 def test_recipe():
@@ -219,3 +302,14 @@ def test_recipe():
         assert len(recipe.train_sampler(40, np.random.default_rng(0))) == T
         assert recipe.test_sampler(920).tolist() == list(range(920))
     assert recipe.schedule(1)(0) == 1 and recipe.schedule(1)(120 * 830) == pytest.approx(0.1)
+
+
+def test_the_committed_study_is_whole_and_its_rates_are_those_of_the_validation_people():
+    rows = tables.read("03_gltr")
+    keys = [{k: str(v) for k, v in row.items()} for row in study.ROWS]
+    assert all(sum(key.items() <= row.items() for row in rows) == 1 for key in keys)
+    assert len(rows) == len(keys)
+    for name, rate in study.HEADS.items():
+        mine = [r for r in rows if (r["test"], r["head"], r["seed"]) == ("people", name, "0")]
+        assert len(mine) == len(study.RATES)
+        assert max(mine, key=lambda r: float(r["validation mAP"]))["rate"] == f"{rate:g}"

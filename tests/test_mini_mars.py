@@ -161,6 +161,7 @@ def test_clothes_tell_people_apart_but_not_twins(calm):
     assert np.nanmean(ap[kind == "twin"]) < 0.45  # one in four looks like this
 
 
+@pytest.mark.slow
 def test_cadence_tells_twins_apart_in_ordered_frames_only(root):
     mars = drawn(
         root, train_ids=0, test_ids=8, hard=0.5, frames=(32, 33), dials=tuple(CALM.items())
@@ -452,6 +453,7 @@ def test_unwritable_cache(tmp_path):
         mini_mars(TINY, tmp_path / "file")
 
 
+@pytest.mark.slow
 def test_other_settings_in_the_folder(tmp_path):
     draw(TINY, tmp_path / "set", workers=1)
     with pytest.raises(MarsError, match="holds something else"):
@@ -540,6 +542,20 @@ def test_a_bag_taken_off_another_backdrop_another_cadence(root):
     assert np.allclose(np.diff(np.unwrap(2 * np.pi * phase)), 2 * np.pi / 40, atol=1e-4)
 
 
+def test_a_moment_stands_still_while_a_board_slides(root):
+    mars = mini_mars(STREET_TINY, root)
+    key = mars.test.key(some_tracklet(mars))
+    board = Thing("board", start=-1.5, span=(0.0, 2.4))
+    whole = redraw(STREET_TINY, key, Change(front=(), behind=(), switched=False))
+    frames, drawn = redraw(
+        STREET_TINY, key, Change(front=(board,), behind=(), switched=False, still=2)
+    )
+    assert (drawn.parts == whole[1].parts[2]).all() and (drawn.view == whole[1].view[2]).all()
+    assert (np.diff(drawn.occluded) >= 0).all() and drawn.occluded[0] < 0.1 < drawn.occluded[-1]
+    assert np.abs(frames[0].astype(int) - whole[0][2]).mean() < 6, "the same picture but for grain"
+
+
+@pytest.mark.slow
 def test_people_cross_and_boxes_slip_only_where_the_dials_say_so(root):
     calm = dict(train_ids=0, test_ids=8, frames=(10, 14), hard=0.0)
     still, cross, slip = (

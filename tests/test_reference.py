@@ -12,6 +12,8 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
+import cosam_official
+import gltr_official
 import numpy as np
 import pytest
 import torch
@@ -65,11 +67,11 @@ def compare_baseline_losses(arrays):
 
 
 def load_weights(arrays, module):
-    """Load `weight/...` by the lesson's map of names, strictly; counters are not in the file."""
+    """Load `weight/...` by the map of names, strictly; counters are not in the file."""
     weights = {k[7:]: torch.from_numpy(v) for k, v in arrays.items() if k.startswith("weight/")}
     counters = {k[:-12] + "num_batches_tracked" for k in weights if k.endswith("running_mean")}
     weights |= {k: torch.tensor(0) for k in counters}
-    lessons.load("02_cosam").load_official(module, weights)
+    cosam_official.load_official(module, weights)
     return module
 
 
@@ -139,7 +141,7 @@ def compare_gltr(arrays):
     make = partial(lesson.Head, dilations=rates, filters=filters, share=share)
     model = lesson.Temporal(len(weights["classifier.weight"]), 1, d, make).eval()
     weights |= {f"feat.{k}": v for k, v in model.reduce.state_dict().items()}  # not in the file
-    lesson.load_official(model, weights)
+    gltr_official.load_official(model, weights)
     with torch.no_grad():
         dtp = model.head.local(torch.from_numpy(arrays["input"]))
         tsa = model.head.share(dtp)

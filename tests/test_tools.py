@@ -455,6 +455,7 @@ def test_command_line(crowd, tmp_path, capsys):
         assert stop.value.code == 2 and len(error.splitlines()) == 1 and command[-2] in error
 
 
+@pytest.mark.slow
 def test_every_command_prints_the_whole_path(crowd, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     ilids(tmp_path / "ilids")

@@ -224,57 +224,100 @@ WRONG_ANSWERS = {
         # a draw
         "def counter_example():\n    return [1, 0, 1], [1, 0, 1]",
     ],
-    ("02_cosam", "correlate"): [
+    ("02_cosam", "cost-volume"): [
         # the cosine: the mean is not taken away
-        """def correlate(a, b):
-    return F.normalize(a, dim=1) @ F.normalize(b, dim=1).T""",
+        """def costs_of(r):
+    z = F.normalize(r, dim=-1)
+    T = len(z)
+    others = [torch.cat([z[s] for s in range(T) if s != t]) for t in range(T)]
+    return torch.stack([others[t] @ z[t].T for t in range(T)])""",
         # not divided by D
-        """def correlate(a, b):
-    a, b = ((x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-4) for x in (a, b))
-    return a @ b.T""",
-        # the other way round
-        """def correlate(a, b):
-    a, b = ((x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-4) for x in (a, b))
-    return b @ a.T / a.shape[1]""",
+        """def costs_of(r):
+    z = (r - r.mean(-1, keepdim=True)) / (r.std(-1, keepdim=True) + 1e-4)
+    T = len(z)
+    others = [torch.cat([z[s] for s in range(T) if s != t]) for t in range(T)]
+    return torch.stack([others[t] @ z[t].T for t in range(T)])""",
+        # own place first
+        """def costs_of(r):
+    z = (r - r.mean(-1, keepdim=True)) / (r.std(-1, keepdim=True) + 1e-4)
+    T, Q, D = z.shape
+    others = [torch.cat([z[s] for s in range(T) if s != t]) for t in range(T)]
+    return torch.stack([(z[t] @ others[t].T).reshape(-1, Q) / D for t in range(T)])""",
+        # the other frames from the last to the first
+        """def costs_of(r):
+    z = (r - r.mean(-1, keepdim=True)) / (r.std(-1, keepdim=True) + 1e-4)
+    T, Q, D = z.shape
+    others = [torch.cat([z[s] for s in reversed(range(T)) if s != t]) for t in range(T)]
+    return torch.stack([others[t] @ z[t].T / D for t in range(T)])""",
+        # the own frame is compared too
+        """def costs_of(r):
+    z = (r - r.mean(-1, keepdim=True)) / (r.std(-1, keepdim=True) + 1e-4)
+    T, Q, D = z.shape
+    return torch.stack([z.flatten(0, 1) @ z[t].T / D for t in range(T)])""",
         # the deviation over the places instead of the channels
-        """def correlate(a, b):
-    a, b = ((x - x.mean(0)) / (x.std(0) + 1e-4) for x in (a, b))
-    return a @ b.T / a.shape[1]""",
+        """def costs_of(r):
+    z = (r - r.mean(1, keepdim=True)) / (r.std(1, keepdim=True) + 1e-4)
+    T, Q, D = z.shape
+    others = [torch.cat([z[s] for s in range(T) if s != t]) for t in range(T)]
+    return torch.stack([others[t] @ z[t].T / D for t in range(T)])""",
         # a constant descriptor divides by zero
-        """def correlate(a, b):
-    a, b = ((x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True) for x in (a, b))
-    return a @ b.T / a.shape[1]""",
+        """def costs_of(r):
+    z = (r - r.mean(-1, keepdim=True)) / r.std(-1, keepdim=True)
+    T, Q, D = z.shape
+    others = [torch.cat([z[s] for s in range(T) if s != t]) for t in range(T)]
+    return torch.stack([others[t] @ z[t].T / D for t in range(T)])""",
         # the biased deviation
-        """def correlate(a, b):
-    std = partial(torch.std, dim=1, correction=0, keepdim=True)
-    a, b = ((x - x.mean(1, keepdim=True)) / (std(x) + 1e-4) for x in (a, b))
-    return a @ b.T / a.shape[1]""",
+        """def costs_of(r):
+    z = (r - r.mean(-1, keepdim=True)) / (r.std(-1, correction=0, keepdim=True) + 1e-4)
+    T, Q, D = z.shape
+    others = [torch.cat([z[s] for s in range(T) if s != t]) for t in range(T)]
+    return torch.stack([others[t] @ z[t].T / D for t in range(T)])""",
     ],
-    ("02_cosam", "order-free"): [
-        # the mean over everything
-        "def order_free(cost, Q):\n    return cost.mean(0)",
-        # the largest over everything
-        "def order_free(cost, Q):\n    return cost.amax(0)",
-        # frames and places mixed up
-        "def order_free(cost, Q):\n    return cost.view(Q, -1, cost.shape[1]).amax(0).mean(0)",
-        # mean over the places, largest over the frames
-        "def order_free(cost, Q):\n    return cost.view(-1, Q, cost.shape[1]).mean(1).amax(0)",
-        # the first frame only
-        "def order_free(cost, Q):\n    return cost[:Q].amax(0)",
+    ("02_cosam", "sum-of-costs"): [
+        # by way of the volume: it does not fit
+        "def sum_of_costs(own, other, w):\n    return own @ other.T @ w / own.shape[1]",
+        # not divided by D
+        "def sum_of_costs(own, other, w):\n    return own @ (w @ other)",
+        # the weights are of the own places
+        "def sum_of_costs(own, other, w):\n    return w * (own @ other.sum(0)) / own.shape[1]",
+        # divided by the number of places
+        "def sum_of_costs(own, other, w):\n    return own @ (w @ other) / len(own)",
+        # the frames the other way round
+        "def sum_of_costs(own, other, w):\n    return other @ (w @ own) / own.shape[1]",
+        # each place with its like only
+        "def sum_of_costs(own, other, w):\n    return w * (own * other).mean(1)",
     ],
-    ("02_cosam", "agree"): [
-        # no agreement
-        "def agree(gates, T):\n    return gates",
-        # clips and frames mixed up
-        """def agree(gates, T):
-    return gates.unflatten(0, (T, -1)).mean(0).repeat(T, 1)""",
-        # clips repeated in turns
-        "def agree(gates, T):\n    return gates.unflatten(0, (-1, T)).mean(1).repeat(T, 1)",
-        # all clips share one gate
-        "def agree(gates, T):\n    return gates.mean(0).expand_as(gates)",
-        # the largest in place of the mean
-        """def agree(gates, T):
-    return gates.unflatten(0, (-1, T)).amax(1).repeat_interleave(T, 0)""",
+    ("02_cosam", "identity-start"): [
+        # a mask near 1 and a gate near 0: hardly any slope
+        "def identity_biases():\n    return 16.0, -16.0",
+        # as it comes: three quarters
+        "def identity_biases():\n    return 0.0, 0.0",
+        # the gate forgotten
+        "def identity_biases():\n    return 4.0, 0.0",
+        # the values, not the biases
+        "def identity_biases():\n    return 2 / 3, 0.5",
+        # the two changed over
+        "def identity_biases():\n    return 0.0, float(np.log(2))",
+        # the identity with a mask that hardly learns
+        "def identity_biases():\n    return float(np.log(9)), float(-np.log(8))",
+    ],
+    ("02_cosam", "fixed-map"): [
+        # the own clip is in it
+        """def fixed_maps(maps):
+    return np.broadcast_to(maps.mean((0, 1)), (len(maps), *maps.shape[2:]))""",
+        # the own clip only
+        "def fixed_maps(maps):\n    return maps.mean(axis=1)",
+        # the sum, not the mean
+        """def fixed_maps(maps):
+    own = maps.mean(axis=1)
+    return own.sum(axis=0) - own""",
+        # divided by all
+        """def fixed_maps(maps):
+    own = maps.mean(axis=1)
+    return (own.sum(axis=0) - own) / len(own)""",
+        # the other frames instead of the other clips
+        """def fixed_maps(maps):
+    return (maps.sum(1) - maps[:, 0]) / max(maps.shape[1] - 1, 1)""",
     ],
     ("04_tkp", "one-look"): [
         # scaled as in a transformer
@@ -451,30 +494,21 @@ WRONG_ANSWERS = {
 
     return k(a, a) + k(b, b) - 2 * k(a, b)""",
     ],
-    ("03_gltr", "offsets"): [
-        # as if without dilation
-        """def offsets(dilations, width=3):
-    half = width // 2 * max(dilations)
-    return list(range(-half, half + 1))""",
-        # width 3 only
-        """def offsets(dilations, width=3):
-    return sorted({k * r for r in dilations for k in (-1, 0, 1)})""",
-        # no centre tap
-        """def offsets(dilations, width=3):
-    half = width // 2
-    return sorted({k * r for r in dilations for k in range(-half, half + 1) if k})""",
-    ],
-    ("03_gltr", "uniform"): [
-        # the residual is forgotten
-        """def uniform(x, value, out):
-    return out @ (value @ x.mean(1))""",
-        # weights 1 in place of 1 / T
-        """def uniform(x, value, out):
-    return x.mean(1) + out @ (value @ x.sum(1))""",
-        # the output map is forgotten, the values are repeated to its size
-        """def uniform(x, value, out):
-    taken = value @ x.mean(1)
-    return x.mean(1) + taken.repeat(2)""",
+    ("03_gltr", "response"): [
+        # taps of the wrong order: -1 looks ahead
+        """def response(weight, r, frames):
+    T = len(frames)
+    padded = F.pad(frames, (0, 0, r, r))
+    return sum(padded[(2 - k) * r : (2 - k) * r + T] @ weight[:, :, k].T for k in range(3))""",
+        # as if r were 1
+        """def response(weight, r, frames):
+    T = len(frames)
+    padded = F.pad(frames, (0, 0, 1, 1))
+    return sum(padded[k : k + T] @ weight[:, :, k].T for k in range(3))""",
+        # the ends wrap round
+        """def response(weight, r, frames):
+    shifted = [frames.roll((1 - k) * r, 0) for k in range(3)]
+    return sum(shifted[k] @ weight[:, :, k].T for k in range(3))""",
     ],
     ("03_gltr", "mean-response"): [
         # the ends do not matter
@@ -491,16 +525,37 @@ WRONG_ANSWERS = {
     y = weight[..., 0] @ (S - frames[-1]) + weight[..., 1] @ S + weight[..., 2] @ (S - frames[0])
     return y / len(frames)""",
     ],
-    ("03_gltr", "ring"): [
-        # zeros beyond the ends
-        """def ring(weight, r, x):
-    return F.conv1d(x, weight, padding=r, dilation=r)""",
-        # one frame of padding, whatever r is
-        """def ring(weight, r, x):
-    return F.conv1d(F.pad(x, (1, 1), mode="circular"), weight, dilation=r)""",
-        # the end repeated
-        """def ring(weight, r, x):
-    return F.conv1d(F.pad(x, (r, r), mode="replicate"), weight, dilation=r)""",
+    ("03_gltr", "shared"): [
+        # every frame gives, not takes, a share of 1
+        """def shared(x, theta, phi, g, out):
+    A = ((theta @ x).T @ (phi @ x)).softmax(dim=0)
+    return x + out @ (g @ x) @ A.T""",
+        # the residual is forgotten
+        """def shared(x, theta, phi, g, out):
+    A = ((theta @ x).T @ (phi @ x)).softmax(dim=1)
+    return out @ (g @ x) @ A.T""",
+        # divided by the root of the size
+        """def shared(x, theta, phi, g, out):
+    A = ((theta @ x).T @ (phi @ x) / len(theta) ** 0.5).softmax(dim=1)
+    return x + out @ (g @ x) @ A.T""",
+        # A is used transposed
+        """def shared(x, theta, phi, g, out):
+    A = ((theta @ x).T @ (phi @ x)).softmax(dim=1)
+    return x + out @ (g @ x) @ A""",
+    ],
+    ("03_gltr", "pooled"): [
+        # the mean is blind
+        """def pooled(y):
+    return y.mean(dim=2)""",
+        # a step that comes too late
+        """def pooled(y):
+    return y.mean(dim=2).relu()""",
+        # moments are not treated alike
+        """def pooled(y):
+    return (y * torch.arange(y.shape[2])).mean(dim=2)""",
+        # one moment
+        """def pooled(y):
+    return y[:, :, y.shape[2] // 2]""",
     ],
     ("07_related", "left-over"): [
         # frame 0 gets the weight of any other

@@ -11,7 +11,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
-from io import BytesIO
 from multiprocessing import current_process, get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -19,7 +18,6 @@ from zipfile import is_zipfile
 
 import numpy as np
 from filelock import FileLock, Timeout
-from PIL import Image
 from tqdm.auto import tqdm
 
 from vreid_course.data.attributes import ATTRIBUTES, Attributes, write_attributes
@@ -174,11 +172,17 @@ def redraw(config: MiniMars, key: str, change: Change) -> tuple[np.ndarray, Draw
     encoded and decoded as those of the set, and the truth about them; with `Change()` both are the
     set's own. ValueError: no such tracklet.
     """
+    track = track_of(config, key)
+    drawn = Drawer(config.seed, config.height, DIALS | config.dials, change).draw(track)
+    return drawn.frames(), drawn
+
+
+def track_of(config: MiniMars, key: str) -> Track:
+    """The plan of a tracklet of a set, by its key (`Split.key`). ValueError: no such tracklet."""
     tracks = {_key(track): track for track in plan(config)}
     if key not in tracks:
         raise ValueError(f"{key!r} is no tracklet of {config.name}: see `Split.key`")
-    drawn = Drawer(config.seed, config.height, DIALS | config.dials, change).draw(tracks[key])
-    return np.stack([np.asarray(Image.open(BytesIO(jpeg))) for jpeg in drawn.jpegs]), drawn
+    return tracks[key]
 
 
 def _names(track: Track) -> list[str]:
@@ -186,7 +190,7 @@ def _names(track: Track) -> list[str]:
 
 
 def _key(track: Track) -> str:
-    return KEY.match(_names(track)[0])[0]
+    return KEY.match(frame_names(track.pid, track.camid, track.number, 1)[0])[0]
 
 
 def draw(config: MiniMars, out: Path, workers: int | None = None) -> Path:

@@ -80,6 +80,7 @@ class Change:
     backdrop, 1..6 those of the cameras. drift: metres by which the backdrop moves in a frame,
     besides its own way. box (3,) or (T, 3): metres right and up by which the box is off, and log of
     its scale. switched: False keeps one person throughout. smear: False takes motion blur away.
+    still: a frame whose moment is drawn in all frames: the person stands, only things move.
     """
 
     person: Person | None = None
@@ -90,6 +91,7 @@ class Change:
     box: tuple | np.ndarray | None = None
     switched: bool | None = None
     smear: bool | None = None
+    still: int | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,10 @@ class Drawn:
     occluded: np.ndarray
     jitter: np.ndarray
     switched: np.ndarray
+
+    def frames(self) -> np.ndarray:
+        """The frames as those of a drawn set are read, uint8 (T, H, W, 3)."""
+        return np.stack([np.asarray(Image.open(BytesIO(jpeg))) for jpeg in self.jpegs])
 
 
 def _smooth_walk(rng: np.random.Generator, length: int, columns: int) -> np.ndarray:
@@ -188,11 +194,12 @@ class Drawer:
         late, chance = n * rng.uniform(0.5, 0.75), rng.random()
         switched = (t >= late) & (chance < 0.2 * self.dials["switch"]) & (n >= 8)
         switched &= self.change.switched is not False
-        return {
+        found = {
             "view": view * self.dials["view"], "phase": phase % 1, "walked": walked,
-            "switched": switched, "jitter": self._jitter(track),
-            "smear": self._smear(track), "time": t,
+            "switched": switched, "jitter": self._jitter(track), "smear": self._smear(track),
         }  # fmt: skip
+        moment = t if self.change.still is None else np.full(n, self.change.still)
+        return {name: values[moment] for name, values in found.items()} | {"time": t}
 
     def _jitter(self, track: Track) -> np.ndarray:
         rng = self._stream(track, "jitter")

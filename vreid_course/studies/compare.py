@@ -172,15 +172,10 @@ def embed_of(name: str, column: str) -> Callable:
 
 
 def features_of(model: nn.Module, embed: Callable, store: FrameStore, at: Scale) -> np.ndarray:
-    """Features of all test clips of N tracklets: (N, CLIPS, D). See `ground.parts`."""
-
-    def clips(model: nn.Module, frames: Tensor) -> Tensor:  # one cast of the weights for all
-        parts = [embed(model, frames[part :: ground.CLIPS]) for part in range(ground.CLIPS)]
-        return torch.cat(parts)
-
-    sampler = partial(spread, frames=ground.CLIPS * at.T)
-    found = extract(model, in_bfloat16(clips), store, sampler)
-    return found.reshape(len(found), ground.CLIPS, -1)
+    """Features of all test clips of N tracklets: (N, CLIPS, D)."""
+    parts = [partial(ground.parts, frames=at.T, part=part) for part in range(ground.CLIPS)]
+    fast = in_bfloat16(embed)
+    return np.stack([extract(model, fast, store, part) for part in parts], axis=1)
 
 
 def searched(name: str, column: str, model: nn.Module, at: Scale, part="test", repaired=False):
@@ -237,8 +232,8 @@ def turn(test: Split, view: np.ndarray, q: int) -> float:
     return float(np.degrees(away.min())) if right.any() else float("nan")
 
 
-def chosen(name: str, column: str) -> dict[str, str]:
-    """What the rows of a method at its chosen rate have in common, all seeds."""
+def chosen(name: str, column: str = "common") -> dict[str, str]:
+    """What the rows of a method at its chosen rate have in common (seed 0 was run at others)."""
     rate = f"{METHODS[name].rate:g}"
     return {"test": "trained", "loss": column, "method": name, "rate": rate}
 

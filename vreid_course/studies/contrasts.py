@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 
 from vreid_course import study
 from vreid_course.metrics import bootstrap
-from vreid_course.studies import compare
+from vreid_course.studies import compare, cosam, gltr
 
 PUBLISHED = Path(__file__).parents[2] / "data" / "published_contrasts.csv"
 
@@ -24,9 +24,10 @@ PUBLISHED = Path(__file__).parents[2] / "data" / "published_contrasts.csv"
 class Ours:
     """Where our difference comes from: rows of a study's table, and the gate it rests on.
 
-    of, minus: the columns that rows must have, such as {"method": "mean"}; column: of the APs.
-    Study "gates": the gate itself is the difference. Gate "": what the claim rests on is not in the
-    clips of this study, so it has no room for a gain; a loss can be seen.
+    of, minus: the columns that rows must have, such as {"method": "mean"}; column: of the APs;
+    other: the study of the rows `minus`, "" for the same. Study "gates": the gate itself is the
+    difference. Gate "": what the claim rests on is not in the clips of this study, so it has no
+    room for a gain; a loss can be seen.
     """
 
     study: str
@@ -34,13 +35,26 @@ class Ours:
     minus: dict[str, str]
     gate: str
     column: str = "ap"
+    other: str = ""
 
 
 def _compared(of: str, minus: str, gate: str) -> Ours:
-    return Ours("compare", compare.chosen(of, "common"), compare.chosen(minus, "common"), gate)
+    return Ours("compare", compare.chosen(of), compare.chosen(minus), gate)
 
 
-VISIBLE, ONE_FRAME = "weights by true visibility", "tracklet minus one frame as query"
+def _cosam(name: str, minus: str) -> Ours:
+    return Ours("02_cosam", cosam.at_its_rate(name), compare.chosen(minus), MASK, other="compare")
+
+
+def _heads(of: str, minus: str, column: str = "ap") -> Ours:
+    """Two heads of lesson 03, each at its chosen rate."""
+    sides = ({"test": "people", "head": name, "rate": f"{gltr.HEADS[name]:g}"}
+             for name in (of, minus))  # fmt: skip
+    return Ours("03_gltr", *sides, VISIBLE, column)
+
+
+MASK, VISIBLE = "true mask, trained with", "weights by true visibility"
+ONE_FRAME = "tracklet minus one frame as query"
 NO_ORDER = ""  # four frames spread over a tracklet show no cadence: nothing to gain by order
 #: Filled from the tables that stand; each lesson's study adds its own.
 OURS = {
@@ -48,7 +62,26 @@ OURS = {
     "g2": _compared("attention", "mean", VISIBLE),
     "g3": _compared("LSTM", "mean", NO_ORDER),
     "g4": _compared("C3D", "mean", NO_ORDER),
-    "c5": _compared("COSAM", "mean", "true mask, trained with"),
+    "c1": _cosam("COSAM2", "mean"),
+    "c2": _cosam("COSAM3", "mean"),
+    "c3": _cosam("COSAM4", "mean"),
+    "c4": _cosam("COSAM5", "mean"),
+    "c5": _compared("COSAM", "mean", MASK),
+    "c6": _cosam("COSAM4,5, attention", "attention"),
+    "c7": _cosam("COSAM4,5, LSTM", "LSTM"),
+    "c8": Ours(
+        "compare",
+        compare.chosen("COSAM"),
+        cosam.at_its_rate("COSAM4,5, T=2"),
+        MASK,
+        other="02_cosam",
+    ),
+    "c9": _cosam("COSAM4,5, T=8", "COSAM"),
+    "l1": _heads("DTP", "mean"),
+    "l2": _heads("TSA", "mean"),
+    "l3": _heads("GLTR", "DTP"),
+    "l4": _heads("GLTR", "TSA"),
+    "l5": _heads("GLTR", "GLTR, undilated", "hit"),
     "t1": Ours("gates", {}, {}, ONE_FRAME),
     "r1": _compared("LSTM", "mean", NO_ORDER),
     "r2": _compared("M3D", "P3D", NO_ORDER),
@@ -105,10 +138,10 @@ def _difference(ours: Ours, people: np.ndarray, gates: dict) -> tuple | None:
 
 def _aps(ours: Ours) -> list[dict[str, np.ndarray]]:
     """Of both sides, the APs of every query by seed."""
-    rows = study.read(ours.study)
-    return [{r["seed"]: study.aps([r], ours.column)[0] for r in rows
+    sides = (ours.study, ours.of), (ours.other or ours.study, ours.minus)
+    return [{r["seed"]: study.aps([r], ours.column)[0] for r in study.read(name)
              if side.items() <= r.items() and r[ours.column]}
-            for side in (ours.of, ours.minus)]  # fmt: skip
+            for name, side in sides]  # fmt: skip
 
 
 def verdict_of(mean: float, low: float, high: float, each: np.ndarray, published: float) -> str:

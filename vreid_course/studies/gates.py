@@ -56,21 +56,18 @@ GATES = {
 }
 
 
-_truth = cache(Truth)
-
-
 class Bare(FrameStore):
     """The frames with nothing in front."""
 
     def _decode(self, row: int, which: np.ndarray) -> np.ndarray:
-        return _truth(self.split).clean(row)[which]
+        return ground.truth(self.split).clean(row)[which]
 
 
 class CutOut(FrameStore):
     """The frames with everything grey but what is to be seen of the person."""
 
     def _decode(self, row: int, which: np.ndarray) -> np.ndarray:
-        mask = _truth(self.split).person(row)[which]
+        mask = ground.truth(self.split).person(row)[which]
         return np.where(mask[..., None], super()._decode(row, which), GREY)
 
 

@@ -15,7 +15,8 @@ from torch import nn
 
 from vreid_course import study
 from vreid_course.data.mars import Mars, Split, query_rows
-from vreid_course.drawing.mini_mars import STREET, cache_path, mini_mars
+from vreid_course.drawing.mini_mars import STREET, MiniMars, cache_path, mini_mars
+from vreid_course.drawing.truth import Truth
 from vreid_course.loader import FrameStore
 from vreid_course.nets import Trunk, resnet
 from vreid_course.sampling import IdentityBatches, Rng, spread
@@ -47,17 +48,24 @@ class Ground:
     test: Mars
 
 
+def world(at: Scale) -> MiniMars:
+    """What is drawn: the street, at scale smoke a small set."""
+    return at.mini_mars if at.name == "smoke" else replace(STREET, height=at.mini_mars.height)
+
+
 @cache
 def ground(at: Scale) -> Ground:
-    """The drawn street (drawn first where it is missing), or what VREID_DATA names, in three."""
-    real = os.environ.get("VREID_DATA") or at.name == "smoke"
-    mars = course_data(at) if real else mini_mars(replace(STREET, height=at.mini_mars.height))
+    """The drawn world (drawn first where it is missing), or what VREID_DATA names, in three."""
+    mars = course_data(at) if os.environ.get("VREID_DATA") else mini_mars(world(at))
     people = np.unique(mars.train.pids)
     held = people[-min(50, len(people) // 4) :]
     mine = np.isin(mars.train.pids, held)
     part = mars.train.select(mine)
     validation = Mars(mars.root, part, part, query_rows(part.pids, part.camids))
     return Ground(mars.train.select(~mine), validation, mars)
+
+
+truth = cache(Truth)  # of a split, read once a process
 
 
 @cache

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from vreid_course import study
+from vreid_course import lessons, study
 from vreid_course.data.mars import MarsError
 from vreid_course.scales import scale
 from vreid_course.studies import compare, costs, ground
@@ -23,7 +23,8 @@ def test_every_method_has_features_logits_and_both_losses(name, at):
     model = compare.new_model(compare.METHODS[name], 8, at)
     labels = torch.arange(2).repeat_interleave(2)
     batch = {"clips": torch.randn(4, at.T, 3, *at.size), "labels": labels}
-    features, logits = compare.features_and_logits(model.train(), batch["clips"])
+    forward = lessons.load(compare.METHODS[name].lesson).features_and_logits
+    features, logits = forward(model.train(), batch["clips"])
     assert features.shape[0] == 4 and features.ndim == 2 and logits.shape == (4, 8)
     for column in ("common", "paper"):
         total = compare.loss_of(compare.METHODS[name], column)(model, batch)[0]

@@ -23,7 +23,7 @@ from vreid_course.loader import FrameStore
 from vreid_course.losses import accuracy
 from vreid_course.metrics import Result
 from vreid_course.nets import AttentionPool, Baseline, Trunk
-from vreid_course.non_local import clip_maps, non_local_blocks
+from vreid_course.non_local import non_local_blocks
 from vreid_course.sampling import IdentityBatches, spread
 from vreid_course.scales import Scale, scale
 from vreid_course.studies import ground
@@ -97,31 +97,25 @@ def annotated(people: int, at: Scale) -> np.ndarray:
     return labels if len(labels) == people else np.full((people, labels.shape[1]), np.nan)
 
 
-def features_and_logits(model: nn.Module, clips: Tensor) -> tuple[Tensor, Tensor]:
-    """Clips (B, T, 3, H, W) -> video features (B, D), logits (B, people), of any method."""
-    if hasattr(model, "video"):  # TKP: of its two networks the one that is tested
-        features = clip_maps(model.video, clips).mean(dim=(3, 4)).mean(dim=1)
-        return features, model.classifier(model.neck(features))
-    return model(clips)[:2]
-
-
-def common_loss(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+def common_loss(forward: Callable, model: nn.Module, batch: dict[str, Tensor]):
     """Smoothed cross entropy plus batch-hard triplets, as in lesson 01."""
-    return lessons.load("01_baseline").loss(partial(features_and_logits, model), batch)
+    return lessons.load("01_baseline").loss(partial(forward, model), batch)
 
 
-def names_only(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+def names_only(forward: Callable, model: nn.Module, batch: dict[str, Tensor]):
     """Cross entropy and nothing else."""
-    logits = features_and_logits(model, batch["clips"])[1].float()
+    logits = forward(model, batch["clips"])[1].float()
     hits = accuracy(logits, batch["labels"])
     return F.cross_entropy(logits, batch["labels"]), {"accuracy": hits}
 
 
 def loss_of(method: Method, column: str) -> Callable:
-    """The loss of a column, "paper" or "common"."""
-    kind = "common" if column == "common" else method.own
+    """The loss of a column, "paper" or "common", of (model, batch)."""
+    lesson, kind = lessons.load(method.lesson), "common" if column == "common" else method.own
+    if kind == "lesson":
+        return lesson.loss
     known = {"common": common_loss, "names": names_only}
-    return known[kind] if kind in known else lessons.load(method.lesson).loss
+    return partial(known[kind], lesson.features_and_logits)
 
 
 def trunks(model: nn.Module) -> list[nn.Module]:

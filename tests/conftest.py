@@ -4,6 +4,7 @@ And the runs of lessons at the scale smoke, each made once, when a test first as
 """
 
 import shutil
+import sys
 from functools import cache, partial
 
 import pytest
@@ -24,12 +25,14 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish(session):
-    """Many small tests are quicker on one thread."""
+    """Many small tests are quicker on one thread; the longest is a process beside the others."""
     if len(session.items) < 100 or session.config.option.collectonly:
         return
     import torch
 
     torch.set_num_threads(1)
+    if any(item.name == "test_on_an_accelerator" for item in session.items):
+        sys.modules["test_device"].begin("")
 
 
 @pytest.fixture(scope="session")

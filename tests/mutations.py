@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("vreid_course", "notebooks", "tests", "pyproject.toml")
+COMMITTED = ("weights", "results", "published_contrasts.csv")
 
 
 class Mutation(NamedTuple):
@@ -138,7 +139,8 @@ def fails(tests: str, mutation: Mutation | None = None) -> bool:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, root / name)
         (root / "data").mkdir()
-        (root / "data" / "weights").symlink_to(ROOT / "data" / "weights")
+        for name in COMMITTED:
+            (root / "data" / name).symlink_to(ROOT / "data" / name)
         if mutation:
             path = where(mutation, root)
             text = path.read_text("utf-8")

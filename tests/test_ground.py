@@ -1,5 +1,11 @@
 """The proving ground: its people, its test clips, its oracles, the verdicts of the contrasts."""
 
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -169,6 +175,28 @@ def test_two_rows_at_a_time_have_one_thread_each_and_are_all_kept(tmp_path, caps
     rows = sorted(study.read("a", tmp_path), key=lambda row: row["seed"])
     assert [(row["mAP"], row["threads"]) for row in rows] == [("0", "1"), ("1", "1"), ("2", "1")]
     assert "minutes left" in capsys.readouterr().out
+
+
+def _waits(row):
+    Path(f"begun{row['seed']}").touch()
+    time.sleep(600)
+
+
+@pytest.mark.slow
+def test_when_a_study_alone_is_killed_its_rows_end_too(tmp_path):
+    script = "import test_ground as t; rows = [{'seed': 0}, {'seed': 1}]; "
+    script += "t.study.run('a', rows, t._waits, t.Path(), jobs=2)"
+    job = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{Path.cwd()}"},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+    )
+    end = time.monotonic() + 120
+    while time.monotonic() < end and len(list(tmp_path.glob("begun*"))) < 2:
+        time.sleep(0.1)
+    job.kill()
+    job.communicate(timeout=30)  # which waits for all that can still write
 
 
 def test_the_small_street_has_the_dials_of_the_proving_ground():

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -190,6 +191,23 @@ def test_training_triples_are_clean_and_near(drawn):
     assert len(halves[0]["labels"]) == 32
     with pytest.raises(ValueError, match="lower threshold"):
         vrstc.CleanTriples(store, [np.ones((n, 3), bool) for n in drawn.train.lengths])
+
+
+def test_neighbours_of_a_training_triple_are_at_most_8_frames_away():
+    asked = []
+
+    def read(row, which):
+        asked.append(which)
+        return torch.zeros(3, 3, 128, 64, dtype=torch.uint8)
+
+    flags = [np.zeros((100, 3), bool)]
+    split = SimpleNamespace(pids=np.zeros(1, int), lengths=np.array([100]))
+    data = vrstc.CleanTriples(SimpleNamespace(split=split, read=read), flags)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        vrstc.clean_triple(data, rng)
+    before, middle, after = np.array(asked).T
+    assert set(middle - before) == set(after - middle) == set(range(1, 9))
 
 
 def test_repainting_keeps_clean_frames_and_clean_bands():

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vreid_course import devices, lessons
 from vreid_course.data.mars import NO_QUERIES, Mars, MarsError, Split
-from vreid_course.drawing.mini_mars import MiniMars, mini_mars
+from vreid_course.drawing.mini_mars import MiniMars, end_with_parent, mini_mars
 from vreid_course.files import cache_folder, writable, write_whole
 from vreid_course.loader import ClipBatches, FrameStore, augment
 from vreid_course.metrics import Result, evaluate
@@ -210,6 +210,7 @@ def _measured(todo: list[dict], measure: Callable, jobs: int):
 
 
 def _one_thread() -> None:
+    end_with_parent()
     torch.set_num_threads(1)
 
 

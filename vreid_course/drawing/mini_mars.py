@@ -268,14 +268,18 @@ _drawer: Drawer  # one a worker process
 
 def _start(seed: int, height: int, dials: dict[str, float]) -> None:
     global _drawer
-    Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _drawer = Drawer(seed, height, dials)
 
 
-def _end_with_parent() -> None:
-    """Else a process whose parent was killed would wait for work for ever."""
-    parent_process().join()
-    os._exit(1)
+def end_with_parent() -> None:
+    """In a process of a pool: end when its parent does, else it would go on and wait for ever."""
+
+    def watch() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def _draw_person(root: Path, part: Path, tracks: list[Track]) -> None:

@@ -115,15 +115,13 @@ KINDS = {
     "COSAM4,5, T=8": Kind(T=8),
     "COSAM4,5, attention": Kind(head=AttentionPool),
     "COSAM4,5, LSTM": Kind(head=lstm),
-    "none": Kind(()),
+    "no mask, bias": Kind(()),
 }
 RATE = compare.METHODS["COSAM"].rate
 
 #: The rungs of the ladder, and what they are compared with.
-LADDER = ("no mask", "constant", "centre", "mean mask", "untrained COSAM", "COSAM4", "COSAM5",
-          "COSAM4,5", "identity start", "true share", "true mask")  # fmt: skip
-
-
+LADDER = ("no mask", "no mask, bias", "constant", "centre", "mean mask", "untrained COSAM",
+          "COSAM4", "COSAM5", "COSAM4,5", "identity start", "true share", "true mask")  # fmt: skip
 ROWS = [
     {"network": name, "seed": seed, "rate": f"{RATE:g}"} for seed in (0, 1, 2) for name in KINDS
 ]

@@ -83,8 +83,7 @@ def _packed(split, row: int) -> tuple[np.ndarray, tuple]:
 class Kind:
     """A network of the study. told: the mask it is told (see `told`), "" for a COSAM of its own.
 
-    rate: of what is new, that of `compare.RATES` with the best validation mAP at seed 0; for masks
-    that are told nothing is new but the classifier, so it is the rate chosen for the mean.
+    All have one rate of what is new: that which `compare` chose for COSAM, and for the mean too.
     """
 
     slots: tuple[int, ...] = (4, 5)
@@ -92,7 +91,6 @@ class Kind:
     start: str = ""
     head: Callable | None = None
     T: int = 4
-    rate: float = 1e-3
 
 
 def lstm(C: int) -> nn.Module:
@@ -117,25 +115,16 @@ KINDS = {
     "COSAM4,5, T=8": Kind(T=8),
     "COSAM4,5, attention": Kind(head=AttentionPool),
     "COSAM4,5, LSTM": Kind(head=lstm),
-    "none": Kind(()),
-    "none, T=2": Kind((), T=2),
-    "none, T=8": Kind((), T=8),
+    "no mask, bias": Kind(()),
 }
-OWN = [name for name, kind in KINDS.items() if not kind.told and kind.slots and name != "COSAM4,5"]
-
+RATE = compare.METHODS["COSAM"].rate
 
 #: The rungs of the ladder, and what they are compared with.
-LADDER = ("no mask", "constant", "centre", "mean mask", "untrained COSAM", "COSAM4", "COSAM5",
-          "COSAM4,5", "identity start", "true share", "true mask")  # fmt: skip
-
-
-def _row(name: str, seed: int, rate: float | None = None) -> dict:
-    return {"network": name, "seed": seed, "rate": f"{rate or KINDS[name].rate:g}"}
-
-
-ROWS = [_row(name, 0) for name in KINDS]
-ROWS += [_row(name, 0, rate) for rate in compare.RATES for name in OWN if rate != KINDS[name].rate]
-ROWS += [_row(name, seed) for seed in (1, 2) for name in KINDS]
+LADDER = ("no mask", "no mask, bias", "constant", "centre", "mean mask", "untrained COSAM",
+          "COSAM4", "COSAM5", "COSAM4,5", "identity start", "true share", "true mask")  # fmt: skip
+ROWS = [
+    {"network": name, "seed": seed, "rate": f"{RATE:g}"} for seed in (0, 1, 2) for name in KINDS
+]
 
 
 def new_model(name: str, people: int, at: Scale) -> nn.Module:
@@ -204,17 +193,17 @@ def store(name: str, part: str, at: Scale) -> FrameStore:
     return ground.store(part, at, WithMasks if KINDS[name].told else FrameStore)
 
 
-def trained(name: str, seed: int, rate: float, at: Scale) -> nn.Module:
+def trained(name: str, seed: int, at: Scale) -> nn.Module:
     """A network after training; it is kept in `ground.runs()`."""
     if name == "COSAM4,5":
-        return compare.trained("COSAM", "common", at, seed, rate).eval()
+        return compare.trained("COSAM", "common", at, seed).eval()
     people = len(np.unique(ground.ground(at).train.pids))
     torch.manual_seed(seed)
     model = new_model(name, people, at)
     loss = partial(_loss, name, at)
-    recipe = ground.recipe(at, rate, compare.known_parameters)
+    recipe = ground.recipe(at, RATE, compare.known_parameters)
     label = name.replace(" ", "_").replace(",", "")
-    folder = ground.runs() / f"02_cosam_{label}_{seed}_{recipe.steps}_{rate:g}"
+    folder = ground.runs() / f"02_cosam_{label}_{seed}_{recipe.steps}_{RATE:g}"
     study.fit(model, in_bfloat16(loss), recipe, store(name, "train", at), at, seed, folder)
     return model.eval()
 
@@ -316,15 +305,12 @@ def masks_of_clip(model: nn.Module, clip: Tensor) -> dict[str, np.ndarray]:
 
 
 def measure(row: dict) -> dict:
-    """Fill a row of ROWS: test people; masks and their fixed control; mAP on validation people."""
-    name, seed, rate = row["network"], row["seed"], float(row["rate"])
+    """Fill a row of ROWS: test people; masks and their fixed control; mAP."""
+    name, seed = row["network"], row["seed"]
     kind = KINDS[name]
     at = replace(ground.footing(scale()), T=kind.T)
-    model = trained(name, seed, rate, at)
+    model = trained(name, seed, at)
     found = {"scale": at.name, "steps": at.steps, "T": at.T, "precision": "bfloat16"}
-    if seed == 0:  # what rates are chosen by
-        chosen = searched(name, model, at, "validation").mAP
-        found["validation mAP"] = f"{100 * chosen:.2f}"
     found |= study.summary(searched(name, model, at)) | scores(name, model, at)
     if kind.slots and not kind.told:
         found |= reappearing(name, model, at)
@@ -333,15 +319,10 @@ def measure(row: dict) -> dict:
     return found
 
 
-def at_its_rate(name: str) -> dict[str, str]:
-    """What the rows of a network at its rate have in common."""
-    return {"network": name, "rate": f"{KINDS[name].rate:g}"}
-
-
 def chosen(name: str) -> list[dict]:
-    """The measured rows of a network, one a seed, at its rate; "no mask": the mean of `compare`."""
+    """The measured rows of a network, one a seed; "no mask": the mean of `compare`."""
     none = name == "no mask"
-    wanted = compare.chosen("mean") if none else at_its_rate(name)
+    wanted = compare.chosen("mean") if none else {"network": name}
     rows = study.read("compare" if none else LESSON)
     return sorted((r for r in rows if wanted.items() <= r.items()), key=lambda r: r["seed"])
 

@@ -26,6 +26,7 @@ def test_every_method_has_features_logits_and_both_losses(name, at):
     forward = lessons.load(compare.METHODS[name].lesson).features_and_logits
     features, logits = forward(model.train(), batch["clips"])
     assert features.shape[0] == 4 and features.ndim == 2 and logits.shape == (4, 8)
+    assert logits.std() < 0.1, "all begin with classes alike: another start is another footing"
     for column in ("common", "paper"):
         total = compare.loss_of(compare.METHODS[name], column)(model, batch)[0]
         assert total.ndim == 0 and torch.isfinite(total)

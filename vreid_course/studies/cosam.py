@@ -102,6 +102,7 @@ KINDS = {
     "true mask": Kind(told="true"),
     "COSAM4,5": Kind(),  # the network of `compare`
     "untrained COSAM": Kind(start="frozen"),
+    "no mask, bias": Kind(()),
     "mean mask": Kind(told="mean"),
     "COSAM4": Kind((4,)),
     "COSAM5": Kind((5,)),
@@ -115,7 +116,6 @@ KINDS = {
     "COSAM4,5, T=8": Kind(T=8),
     "COSAM4,5, attention": Kind(head=AttentionPool),
     "COSAM4,5, LSTM": Kind(head=lstm),
-    "no mask, bias": Kind(()),
 }
 RATE = compare.METHODS["COSAM"].rate
 
